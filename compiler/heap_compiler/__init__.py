@@ -1,0 +1,26 @@
+"""Compiles the analysis language to SQL for PostgreSQL and Citus. Pure: no I/O, no database.
+
+`compile_statement` is the way in; `Catalog` is what it needs to know of an app; `HeapError` is what it raises.
+"""
+
+from heap_compiler.catalog import Catalog
+from heap_compiler.compile import (
+    Compiled,
+    CompiledDefinition,
+    CompiledDrop,
+    CompiledQuery,
+    compile_definition,
+    compile_statement,
+)
+from heap_compiler.errors import HeapError
+
+__all__ = [
+    "Catalog",
+    "Compiled",
+    "CompiledDefinition",
+    "CompiledDrop",
+    "CompiledQuery",
+    "HeapError",
+    "compile_definition",
+    "compile_statement",
+]

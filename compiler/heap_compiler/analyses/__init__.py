@@ -1,0 +1,15 @@
+"""The analyses of the language, one module each. Adding one: its module, and its line here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from heap_compiler.analyses import funnel, trend
+from heap_compiler.analysis import Analysis
+
+__all__ = ["ANALYSES"]
+
+ANALYSES: tuple[Analysis[Any], ...] = (
+    trend.ANALYSIS,
+    funnel.ANALYSIS,
+)

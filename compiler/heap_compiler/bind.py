@@ -1,0 +1,217 @@
+"""Names to what they stand for: the only stage that reads the catalog.
+
+Takes syntax nodes, gives bound events, ranges, filters and group keys, with every condition already a SQL expression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar, assert_never, cast
+
+from sqlglot import exp
+
+from heap_compiler import syntax
+from heap_compiler.bound import Alternative, BoundEvent, GroupKey
+from heap_compiler.catalog import Catalog
+from heap_compiler.errors import HeapError, Span, nearest
+from heap_compiler.parse import parse_event
+from heap_compiler.passes import PREDICATE_PASSES
+from heap_compiler.predicates import PredicateBinder, property_text
+from heap_compiler.ranges import TimeRange, default_range, resolve
+from heap_compiler.schema import EVENT_COLUMNS
+from heap_compiler.sql import all_of, any_of, column, conjuncts, select, text, users_table
+
+__all__ = ["Binder", "bind_definition", "unknown_event"]
+
+_MAX_ALTERNATIVES = 100
+_C = TypeVar("_C", bound=syntax.Clause)
+
+
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    """An alternative while it is being bound: a definition's predicate, and what was asked beyond it."""
+
+    definition: str | None
+    base: exp.Expression | None
+    beyond: tuple[exp.Expression, ...]
+
+
+def bind_definition(event: syntax.Event, catalog: Catalog, name: str | None = None) -> exp.Expression:
+    """The predicate of a definition: what its partial indexes are built on.
+
+    Args:
+        event: what the definition stands for.
+        catalog: the app.
+        name: the event being defined, which must not lead back to itself.
+
+    Raises:
+        HeapError: an unknown event, a user property, or a definition that contains itself.
+    """
+    binder = _EventBinder(catalog, allow_users=False, path=(name,) if name is not None else ())
+    return all_of(_conditions([binder.predicate(event)]))
+
+
+def _conditions(predicates: Iterable[exp.Expression]) -> tuple[exp.Expression, ...]:
+    """The conjuncts of one predicate as they stand in SQL, in an index and in a query alike."""
+    parts = tuple(part for predicate in predicates for part in conjuncts(predicate))
+    for predicate_pass in PREDICATE_PASSES:
+        parts = predicate_pass(parts)
+    return parts
+
+
+class Binder:
+    """Binds the parts of one analysis.
+
+    Args:
+        text: the statement, for names taken from it.
+        catalog: the app.
+        clauses: the analysis's clauses.
+        allowed: the kinds of clause it takes.
+
+    Raises:
+        HeapError: a clause that the analysis does not take, or one that is there twice.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        catalog: Catalog,
+        clauses: tuple[syntax.Clause, ...],
+        allowed: tuple[type[syntax.Clause], ...],
+    ) -> None:
+        self.text = text
+        self.catalog = catalog
+        self._clauses: dict[type[syntax.Clause], syntax.Clause] = {}
+        for clause in clauses:
+            kind = type(clause)
+            if kind not in allowed:
+                raise HeapError(f"this analysis takes no {_keyword(kind)} clause", clause.span)
+            if kind in self._clauses:
+                raise HeapError(f"a second {_keyword(kind)} clause", clause.span, "each may appear once")
+            self._clauses[kind] = clause
+
+    def clause(self, kind: type[_C]) -> _C | None:
+        """The analysis's clause of that kind, if it has one."""
+        return cast("_C | None", self._clauses.get(kind))
+
+    @cached_property
+    def time_range(self) -> TimeRange:
+        """The range of the analysis; without a clause, the last 30 days."""
+        over = self.clause(syntax.Over)
+        zone, now = self.catalog.time_zone, self.catalog.now
+        return default_range(now, zone) if over is None else resolve(over, now, zone)
+
+    @cached_property
+    def _where(self) -> tuple[exp.Expression, ...]:
+        where = self.clause(syntax.Where)
+        return () if where is None else (PredicateBinder(self.catalog).condition(where.predicate),)
+
+    def event(self, event: syntax.Event, label: str | None = None) -> BoundEvent:
+        """The event expression, with the analysis's own `where` added to it."""
+        branches = _EventBinder(self.catalog).branches(event)
+        if len(branches) > _MAX_ALTERNATIVES:
+            raise HeapError(f"more than {_MAX_ALTERNATIVES} alternatives", event.span)
+        alternatives = tuple(self._alternative(branch) for branch in branches)
+        return BoundEvent(self.name_of(event) if label is None else label, alternatives)
+
+    def _alternative(self, branch: _Branch) -> Alternative:
+        beyond = (*branch.beyond, *self._where)
+        if branch.base is None:
+            return Alternative(_conditions(beyond), None, filtered=False)
+        # The definition's own conjuncts pass through untouched by what is asked beyond them, so that PostgreSQL can
+        # prove its index predicate from the query.
+        base = _conditions([branch.base])
+        known = set(base)
+        extra = tuple(part for part in _conditions(beyond) if part not in known)
+        assert branch.definition is not None
+        matching = self.catalog.matching_events(branch.definition)
+        return Alternative((*base, *extra), branch.definition, bool(extra), matching)
+
+    def name_of(self, node: syntax.Node) -> str:
+        """What the analyst wrote there, on one line; a defined event's plain name."""
+        if isinstance(node, syntax.DefinedEvent):
+            return node.name
+        return " ".join(self.text[node.span.start : node.span.end].split())
+
+    @cached_property
+    def users(self) -> exp.Query | None:
+        """The users the analysis is about, as a query of their ids; None means all."""
+        clause = self.clause(syntax.ForUsersWhere)
+        if clause is None:
+            return None
+        condition = PredicateBinder(self.catalog, of_users=True).condition(clause.predicate)
+        return select([column("user_id")], users_table(self.catalog.schema), where=[condition])
+
+    @cached_property
+    def group_keys(self) -> tuple[GroupKey, ...]:
+        """The properties of `group by`, in order."""
+        clause = self.clause(syntax.GroupBy)
+        if clause is None:
+            return ()
+        return tuple(
+            GroupKey(self.name_of(of), of.of_user, property_text(of, of_user=of.of_user)) for of in clause.properties
+        )
+
+
+def _keyword(kind: type[syntax.Clause]) -> str:
+    words = {syntax.ForUsersWhere: "for users", syntax.GroupBy: "group by", syntax.Over: "range"}
+    return words.get(kind, kind.__name__.lower())
+
+
+class _EventBinder:
+    """Resolves event expressions; `path` holds the definitions being resolved, outermost first."""
+
+    def __init__(self, catalog: Catalog, *, allow_users: bool = True, path: tuple[str, ...] = ()) -> None:
+        self.catalog = catalog
+        self.predicates = PredicateBinder(catalog, allow_users=allow_users)
+        self.path = path
+
+    def branches(self, event: syntax.Event) -> list[_Branch]:
+        """The alternatives of an event expression: one per definition, so that each can use its own index."""
+        match event:
+            case syntax.DefinedEvent(name=name, span=span):
+                return [_Branch(name, self._defined(name, span), ())]
+            case syntax.RawEvent(type=raw):
+                return [_Branch(None, None, (_has_type(raw),))]
+            case syntax.AnyEvent():
+                return [_Branch(None, None, ())]
+            case syntax.Filtered(event=inner, predicate=predicate):
+                condition = self.predicates.condition(predicate)
+                return [
+                    _Branch(branch.definition, branch.base, (*branch.beyond, condition))
+                    for branch in self.branches(inner)
+                ]
+            case syntax.AnyOf(events=events):
+                return [branch for inner in events for branch in self.branches(inner)]
+            case _:
+                assert_never(event)
+
+    def predicate(self, event: syntax.Event) -> exp.Expression:
+        """The whole event expression as one condition."""
+        parts = [
+            all_of([*([branch.base] if branch.base is not None else []), *branch.beyond])
+            for branch in self.branches(event)
+        ]
+        return any_of(parts)
+
+    def _defined(self, name: str, span: Span) -> exp.Expression:
+        definition = self.catalog.definition(name)
+        if definition is None:
+            raise unknown_event(name, span, self.catalog)
+        if name in self.path:
+            raise HeapError(f'"{name}" would contain itself', span)
+        inner = _EventBinder(self.catalog, allow_users=False, path=(*self.path, name))
+        return inner.predicate(parse_event(definition))
+
+
+def unknown_event(name: str, span: Span, catalog: Catalog) -> HeapError:
+    """The error for a name nobody has defined, with the closest one that is."""
+    close = nearest(name, catalog.event_names())
+    hint = f'did you mean "{close}"?' if close is not None else 'make it first: define "..." as ...'
+    return HeapError(f'unknown event "{name}"', span, hint, sqlstate="42704")
+
+
+def _has_type(raw: str) -> exp.Expression:
+    return exp.EQ(this=column(EVENT_COLUMNS["type"].name), expression=text(raw))

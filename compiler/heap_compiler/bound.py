@@ -1,0 +1,43 @@
+"""What `bind` makes: events, and group keys, with every name resolved and every condition a SQL expression."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlglot import exp
+
+__all__ = ["Alternative", "BoundEvent", "GroupKey"]
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """One way an event can match: the conjuncts of its WHERE clause, already gated and ordered.
+
+    Attributes:
+        conditions: SQL conditions over the columns of the events table; none means every event.
+        definition: the defined event whose index serves these conditions, when there is one.
+        filtered: the conditions ask for more than that definition, so the index alone cannot answer.
+        matching_events: about how many events match the definition, or None when that is not known.
+    """
+
+    conditions: tuple[exp.Expression, ...]
+    definition: str | None
+    filtered: bool
+    matching_events: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BoundEvent:
+    """An event expression with its names resolved: it matches what any of the alternatives matches."""
+
+    name: str
+    alternatives: tuple[Alternative, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupKey:
+    """One property of a `group by`: its text over a row of events, or of users."""
+
+    name: str
+    of_user: bool
+    value: exp.Expression

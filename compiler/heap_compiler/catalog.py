@@ -1,0 +1,41 @@
+"""What the compiler may ask about an app: a protocol, so that it runs without a database.
+
+`heap_extension` answers from the catalog tables; the tests answer from a dictionary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Protocol
+from zoneinfo import ZoneInfo
+
+__all__ = ["Catalog"]
+
+
+class Catalog(Protocol):
+    """One app, as `bind` sees it."""
+
+    @property
+    def schema(self) -> str:
+        """PostgreSQL schema of the app's tables, unquoted."""
+
+    @property
+    def time_zone(self) -> ZoneInfo:
+        """The zone in which the app's days begin."""
+
+    @property
+    def now(self) -> datetime:
+        """The instant `over last ...` counts back from, with a time zone."""
+
+    def definition(self, name: str) -> str | None:
+        """The event expression a defined event stands for, or None when there is no event of that name."""
+
+    def event_names(self) -> Iterable[str]:
+        """All defined events, for suggestions."""
+
+    def matching_events(self, name: str) -> int | None:
+        """About how many events match the definition, or None when nobody has counted."""
+
+    def regex_error(self, pattern: str) -> str | None:
+        """Why PostgreSQL refuses the regular expression, or None when it takes it."""

@@ -1,0 +1,158 @@
+"""The compiler in one sentence: parse, bind, lower, run the passes, generate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from heap_compiler import syntax
+from heap_compiler.analyses import ANALYSES
+from heap_compiler.analysis import ResultColumn
+from heap_compiler.bind import Binder, bind_definition, unknown_event
+from heap_compiler.catalog import Catalog
+from heap_compiler.errors import HeapError, Span
+from heap_compiler.parse import parse, parse_event
+from heap_compiler.passes import QUERY_PASSES
+from heap_compiler.sql import generate
+
+__all__ = ["Compiled", "CompiledDefinition", "CompiledDrop", "CompiledQuery", "compile_definition", "compile_statement"]
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledQuery:
+    """An analysis as SQL.
+
+    Attributes:
+        keyword: which analysis it is.
+        sql: one PostgreSQL query.
+        columns: the columns of its rows.
+        sources: names of the scans in the query, and the event each reads.
+    """
+
+    keyword: str
+    sql: str
+    columns: tuple[ResultColumn, ...]
+    sources: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledDefinition:
+    """A `define` statement.
+
+    Attributes:
+        name: the event to be defined.
+        definition: the event expression as written.
+        predicate: the SQL condition of its partial indexes, over the events table.
+        uses: the defined events it is made of, directly.
+    """
+
+    name: str
+    definition: str
+    predicate: str
+    uses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledDrop:
+    """A `drop event` statement."""
+
+    name: str
+
+
+Compiled = CompiledQuery | CompiledDefinition | CompiledDrop
+
+
+def compile_statement(text: str, catalog: Catalog, keyword: str | None = None) -> Compiled:
+    """Compiles one statement of the language.
+
+    Args:
+        text: the statement.
+        catalog: the app it is about.
+        keyword: the analysis it must be. Its first word may then be left out.
+
+    Raises:
+        HeapError: with the position of what is wrong and the nearest fix.
+    """
+    if keyword is not None and text.split(None, 1)[:1] and text.split(None, 1)[0].lower() != keyword:
+        text = f"{keyword} {text}"
+    try:
+        return _compile(text, catalog, keyword)
+    except HeapError as error:
+        error.text = text if error.text is None else error.text
+        raise
+    except RecursionError:
+        raise HeapError("the statement is nested too deeply", sqlstate="54001") from None
+
+
+def _compile(text: str, catalog: Catalog, keyword: str | None) -> Compiled:
+    statement = parse(text)
+    match statement:
+        case syntax.Define(name=name, event=event, name_span=span):
+            _check_name(name, span)
+            definition = text[event.span.start : event.span.end]
+            return _definition(name, definition, event, catalog)
+        case syntax.DropEvent(name=name, name_span=span):
+            if catalog.definition(name) is None:
+                raise unknown_event(name, span, catalog)
+            return CompiledDrop(name)
+        case syntax.AnalysisStatement():
+            return _analyse(statement, text, catalog, keyword)
+    raise AssertionError(statement)
+
+
+def _analyse(
+    statement: syntax.AnalysisStatement, text: str, catalog: Catalog, keyword: str | None
+) -> CompiledQuery:
+    if keyword not in {None, statement.keyword}:
+        raise HeapError(f"this is a {statement.keyword}, not a {keyword}", statement.span)
+    analysis = next(analysis for analysis in ANALYSES if analysis.keyword == statement.keyword)
+    binder = Binder(text, catalog, statement.clauses, analysis.clauses)
+    plan = analysis.bind(statement, binder)
+    query = analysis.lower(plan)
+    for query_pass in QUERY_PASSES:
+        query = query_pass(query)
+    return CompiledQuery(statement.keyword, generate(query), analysis.row, analysis.sources(plan))
+
+
+def compile_definition(name: str, definition: str, catalog: Catalog) -> CompiledDefinition:
+    """Compiles the event expression `definition` under a name of its own: what `heap.define_event` takes.
+
+    Raises:
+        HeapError: positions are those of `definition`; none when the name itself is not acceptable.
+    """
+    try:
+        _check_name(name, None)
+        return _definition(name, definition.strip(), parse_event(definition), catalog)
+    except HeapError as error:
+        error.text = definition if error.text is None else error.text
+        raise
+    except RecursionError:
+        raise HeapError("the definition is nested too deeply", sqlstate="54001") from None
+
+
+def _definition(name: str, definition: str, event: syntax.Event, catalog: Catalog) -> CompiledDefinition:
+    predicate = bind_definition(event, catalog, name)
+    return CompiledDefinition(name, definition, generate(predicate), tuple(sorted(_names(event))))
+
+
+def _names(event: syntax.Event) -> set[str]:
+    """The defined events an expression names itself."""
+    match event:
+        case syntax.DefinedEvent(name=name):
+            return {name}
+        case syntax.Filtered(event=inner):
+            return _names(inner)
+        case syntax.AnyOf(events=events):
+            return {name for inner in events for name in _names(inner)}
+    return set()
+
+
+_MAX_NAME_LENGTH = 200
+
+
+def _check_name(name: str, span: Span | None) -> None:
+    if not name.strip():
+        raise HeapError("an event needs a name", span)
+    if len(name) > _MAX_NAME_LENGTH:
+        raise HeapError(f"a name may have {_MAX_NAME_LENGTH} characters, this one has {len(name)}", span)
+    if not name.isprintable():
+        raise HeapError("a name cannot contain line breaks or control characters", span)

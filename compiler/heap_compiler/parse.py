@@ -1,0 +1,394 @@
+"""Text to syntax tree: `parse`. The grammar is `heap_grammar`'s; Lark's LALR parser with a contextual lexer reads it."""
+
+from __future__ import annotations
+
+import pickle
+from decimal import Decimal
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import heap_grammar
+from lark import Lark, Token, Transformer, UnexpectedInput, v_args
+from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedToken, VisitError
+from lark.tree import Meta
+
+from heap_compiler import syntax
+from heap_compiler.errors import HeapError, Span, nearest
+
+__all__ = ["MAX_STATEMENT_LENGTH", "parse", "parse_event", "save_parser"]
+
+MAX_STATEMENT_LENGTH = 100_000
+"""Characters. A longer statement is refused: nothing a person writes is near it."""
+
+_SAVED_PARSER = Path(__file__).with_name("heap.parser")
+
+
+def parse(text: str) -> syntax.Statement:
+    """The statement in `text`.
+
+    Raises:
+        HeapError: the text is not a statement of the language; the error points at the first word that does not fit.
+    """
+    if len(text) > MAX_STATEMENT_LENGTH:
+        raise HeapError(f"a statement may have {MAX_STATEMENT_LENGTH:,} characters, this one has {len(text):,}")
+    if "\x00" in text:
+        position = text.index("\x00")
+        raise HeapError("a statement cannot contain the NUL character", Span(position, position + 1))
+    try:
+        tree = _parser().parse(text)
+        return cast(syntax.Statement, _TreeBuilder().transform(tree))
+    except UnexpectedInput as unexpected:
+        raise _syntax_error(text, unexpected) from None
+    except VisitError as visit:
+        if isinstance(visit.orig_exc, HeapError):
+            raise visit.orig_exc from None
+        raise
+    except RecursionError:
+        raise HeapError("the statement is nested too deeply", sqlstate="54001") from None
+
+
+def parse_event(text: str) -> syntax.Event:
+    """An event expression alone, such as the stored text of a definition.
+
+    Raises:
+        HeapError: as `parse`; positions are those of `text`.
+    """
+    prefix = 'define "" as '
+    try:
+        statement = parse(prefix + text)
+    except HeapError as error:
+        if error.span is not None:
+            start, end = (max(0, offset - len(prefix)) for offset in error.span)
+            error.span = Span(start, end)
+        raise
+    return cast(syntax.Define, statement).event
+
+
+def save_parser() -> Path:
+    """Write the generated parser beside this module, so that a new process loads it instead of generating it.
+
+    Called once at installation, into the directory PostgreSQL's Python reads; never in a source tree.
+    """
+    with _SAVED_PARSER.open("wb") as file:
+        _generate_parser().save(file)
+    return _SAVED_PARSER
+
+
+def _generate_parser() -> Lark:
+    return Lark(heap_grammar.grammar_text(), parser="lalr", propagate_positions=True, maybe_placeholders=True)
+
+
+@cache
+def _parser() -> Lark:
+    try:
+        with _SAVED_PARSER.open("rb") as file:
+            return Lark.load(file)
+    except (OSError, pickle.UnpicklingError, EOFError):
+        return _generate_parser()
+
+
+# Names of terminals as an analyst would say them; keywords say themselves.
+_TERMINAL_NAMES = {
+    "NAME_IN_QUOTES": 'a defined event such as "Signed up"',
+    "WORD": "a name",
+    "STRING": "a string such as 'text'",
+    "INTEGER": "a whole number",
+    "NUMBER": "a number",
+    "UNIT": "a unit of time such as day",
+    "ARROW": "->",
+    "COMPARE": "a comparison such as =",
+    "AGGREGATE": "an aggregate such as sum(amount)",
+    "USER_DOT": "a user property such as user.plan",
+    "LPAR": "(",
+    "RPAR": ")",
+    "COMMA": ",",
+    "SEMICOLON": None,
+    "$END": "the end of the statement",
+}
+
+
+@cache
+def _keywords() -> dict[str, str]:
+    """Terminal name -> the keyword it stands for."""
+    words: dict[str, str] = {}
+    for terminal in _parser().terminals:
+        value = terminal.pattern.value
+        if value.isalpha():
+            words[terminal.name] = value.lower()
+    return words
+
+
+def _syntax_error(text: str, unexpected: UnexpectedInput) -> HeapError:
+    if isinstance(unexpected, UnexpectedCharacters):
+        accepted, start = unexpected.allowed or set(), unexpected.pos_in_stream
+        word = _word_at(text, start)
+    elif isinstance(unexpected, UnexpectedToken):
+        accepted, token = unexpected.accepts or unexpected.expected, unexpected.token
+        start = len(text.rstrip()) if token.type == "$END" else cast(int, token.start_pos)
+        word = "" if token.type == "$END" else _word_at(text, start)
+    else:
+        accepted = set(cast(UnexpectedEOF, unexpected).expected)
+        start, word = len(text.rstrip()), ""
+    span = Span(start, max(start + len(word), start + 1))
+    if word[:1] in {"'", '"'} and (len(word) == 1 or word[-1] != word[0]):
+        return HeapError(f"this {'string' if word[0] == chr(39) else 'name'} has no closing {word[0]}", span,
+                         sqlstate="42601")  # fmt: skip
+    keywords = {_keywords()[name] for name in accepted if name in _keywords()}
+    others = [_TERMINAL_NAMES[name] for name in sorted(accepted) if _TERMINAL_NAMES.get(name)]
+    expected = [name for name in others if name] + sorted(keywords)
+    found = f"unexpected {word}" if word else "the statement ends too early"
+    close = nearest(word, keywords) if word else None
+    if close is not None:
+        return HeapError(found, span, f"did you mean {close}?", sqlstate="42601")
+    hint = f"expected {_either(expected)}" if expected else None
+    return HeapError(found, span, hint, sqlstate="42601")
+
+
+def _either(choices: list[str]) -> str:
+    return choices[0] if len(choices) == 1 else ", ".join(choices[:-1]) + " or " + choices[-1]
+
+
+def _word_at(text: str, start: int) -> str:
+    """The word, quoted text or single character that begins at `start`."""
+    if start >= len(text):
+        return ""
+    if text[start] in "'\"":
+        end = text.find(text[start], start + 1)
+        line_end = text.find("\n", start)
+        return text[start : end + 1] if end >= 0 else text[start : line_end if line_end >= 0 else None]
+    end = start
+    while end < len(text) and (text[end].isalnum() or text[end] in "_$"):
+        end += 1
+    return text[start : max(end, start + 1)]
+
+
+def _unquote(token: str) -> str:
+    quote = token[0]
+    return token[1:-1].replace(quote * 2, quote)
+
+
+def _number(token: Token) -> Decimal:
+    """A number every PostgreSQL numeric operation can take: at most 300 digits on either side of the point."""
+    number = Decimal(str(token)) if len(token) <= 100 else None
+    if number is None or (number and not -300 <= number.adjusted() <= 300):
+        span = Span(cast(int, token.start_pos), cast(int, token.end_pos))
+        raise HeapError(f"the number {token[:20]} is out of bounds", span, "between -1e300 and 1e300")
+    return number
+
+
+def _unit(token: Token) -> syntax.Unit:
+    return cast(syntax.Unit, str(token).lower().removesuffix("s"))
+
+
+_COUNT_LIMIT = 1_000_000
+
+
+def _count(token: Token) -> int:
+    """A whole number in a clause: positive, and small enough that calendar arithmetic cannot overflow."""
+    span = Span(cast(int, token.start_pos), cast(int, token.end_pos))
+    if len(token) > 7 or not 1 <= int(token) <= _COUNT_LIMIT:
+        raise HeapError(f"{token[:20]} is out of bounds", span, f"a whole number from 1 to {_COUNT_LIMIT:,}")
+    return int(token)
+
+
+def _span(meta: Meta) -> Span:
+    return Span(meta.start_pos, meta.end_pos) if not meta.empty else Span(0, 0)
+
+
+@v_args(meta=True)
+class _TreeBuilder(Transformer[Token, Any]):
+    """One method per rule of the grammar, each making the node of that rule. A rule without one is an analysis."""
+
+    def __default__(self, data: Any, children: list[Any], meta: Meta) -> syntax.AnalysisStatement:
+        nodes = [child for child in children if isinstance(child, syntax.Node)]
+        return syntax.AnalysisStatement(
+            span=_span(meta),
+            keyword=str(data),
+            head=tuple(node for node in nodes if not isinstance(node, syntax.Clause)),
+            clauses=tuple(node for node in nodes if isinstance(node, syntax.Clause)),
+        )
+
+    # Statements
+
+    def define(self, meta: Meta, children: list[Any]) -> syntax.Define:
+        (name, name_span), event = children
+        return syntax.Define(span=_span(meta), name=name, name_span=name_span, event=event)
+
+    def drop_event(self, meta: Meta, children: list[Any]) -> syntax.DropEvent:
+        ((name, name_span),) = children
+        return syntax.DropEvent(span=_span(meta), name=name, name_span=name_span)
+
+    def event_name(self, meta: Meta, children: list[Token]) -> tuple[str, Span]:
+        return _unquote(children[0]), _span(meta)
+
+    # Heads
+
+    def series(self, meta: Meta, children: list[Any]) -> syntax.Series:
+        measure, label = children
+        return syntax.Series(span=_span(meta), measure=measure, label=label)
+
+    def measure(self, _: Meta, children: list[Any]) -> syntax.Measure:
+        return cast(syntax.Measure, children[0])
+
+    def count_of(self, meta: Meta, children: list[Any]) -> syntax.Measure:
+        return syntax.Measure(span=_span(meta), function="count", property=None, event=children[0])
+
+    def users_of(self, meta: Meta, children: list[Any]) -> syntax.Measure:
+        return syntax.Measure(span=_span(meta), function="users", property=None, event=children[0])
+
+    def sessions_of(self, meta: Meta, children: list[Any]) -> syntax.Measure:
+        return syntax.Measure(span=_span(meta), function="sessions", property=None, event=children[0])
+
+    def aggregate_of(self, meta: Meta, children: list[Any]) -> syntax.Measure:
+        function, of, event = children
+        return syntax.Measure(span=_span(meta), function=str(function).lower(), property=of, event=event)  # type: ignore[arg-type]
+
+    def step(self, meta: Meta, children: list[Any]) -> syntax.Step:
+        event, label = children
+        return syntax.Step(span=_span(meta), event=event, label=label)
+
+    def label(self, _: Meta, children: list[Token]) -> str:
+        return _unquote(children[0]) if children[0].type == "STRING" else str(children[0])
+
+    # Clauses
+
+    def within(self, meta: Meta, children: list[Any]) -> syntax.Within:
+        return syntax.Within(span=_span(meta), duration=children[0])
+
+    def by(self, meta: Meta, children: list[Token]) -> syntax.By:
+        return syntax.By(span=_span(meta), unit=_unit(children[0]))
+
+    def over(self, meta: Meta, children: list[Token]) -> syntax.Over:
+        return syntax.Over(span=_span(meta), count=_count(children[0]), unit=_unit(children[1]))
+
+    def previous(self, meta: Meta, children: list[Token]) -> syntax.Over:
+        count, unit = children
+        return syntax.Over(span=_span(meta), count=_count(count), unit=_unit(unit), complete=True)
+
+    def between_dates(self, meta: Meta, children: list[Any]) -> syntax.Over:
+        return syntax.Over(span=_span(meta), start=children[0], end=children[1])
+
+    def since(self, meta: Meta, children: list[Any]) -> syntax.Over:
+        return syntax.Over(span=_span(meta), start=children[0])
+
+    def where(self, meta: Meta, children: list[Any]) -> syntax.Where:
+        return syntax.Where(span=_span(meta), predicate=children[0])
+
+    def for_users_where(self, meta: Meta, children: list[Any]) -> syntax.ForUsersWhere:
+        return syntax.ForUsersWhere(span=_span(meta), predicate=children[0])
+
+    def group_by(self, meta: Meta, children: list[Any]) -> syntax.GroupBy:
+        return syntax.GroupBy(span=_span(meta), properties=tuple(children))
+
+    def top(self, meta: Meta, children: list[Token]) -> syntax.Top:
+        return syntax.Top(span=_span(meta), count=_count(children[0]))
+
+    def duration(self, meta: Meta, children: list[Token]) -> syntax.Duration:
+        return syntax.Duration(span=_span(meta), count=_count(children[0]), unit=_unit(children[1]))
+
+    # Events
+
+    def any_of(self, meta: Meta, children: list[Any]) -> syntax.AnyOf:
+        return syntax.AnyOf(span=_span(meta), events=tuple(children))
+
+    def filtered(self, meta: Meta, children: list[Any]) -> syntax.Filtered:
+        event, predicate = children
+        return syntax.Filtered(span=_span(meta), event=event, predicate=predicate)
+
+    def any_event(self, meta: Meta, _: list[Any]) -> syntax.AnyEvent:
+        return syntax.AnyEvent(span=_span(meta))
+
+    def raw_event(self, meta: Meta, children: list[Token]) -> syntax.RawEvent:
+        return syntax.RawEvent(span=_span(meta), type=str(children[0]))
+
+    def defined_event(self, meta: Meta, children: list[Token]) -> syntax.DefinedEvent:
+        return syntax.DefinedEvent(span=_span(meta), name=_unquote(children[0]))
+
+    # Predicates
+
+    def or_(self, meta: Meta, children: list[Any]) -> syntax.Or:
+        return syntax.Or(span=_span(meta), predicates=tuple(children))
+
+    def and_(self, meta: Meta, children: list[Any]) -> syntax.And:
+        return syntax.And(span=_span(meta), predicates=tuple(children))
+
+    def not_(self, meta: Meta, children: list[Any]) -> syntax.Not:
+        return syntax.Not(span=_span(meta), predicate=children[0])
+
+    def compare(self, meta: Meta, children: list[Any]) -> syntax.Compare:
+        of, operator, value = children
+        written = "!=" if operator == "<>" else str(operator)
+        return syntax.Compare(span=_span(meta), property=of, operator=written, value=value)  # type: ignore[arg-type]
+
+    def in_list(self, meta: Meta, children: list[Any]) -> syntax.InList:
+        of, negation, *values = children
+        return syntax.InList(
+            span=_span(meta), property=of, negated=negation is not None, values=tuple(values)
+        )
+
+    def between(self, meta: Meta, children: list[Any]) -> syntax.Between:
+        of, negation, low, high = children
+        return syntax.Between(span=_span(meta), property=of, negated=negation is not None, low=low, high=high)
+
+    def text_test(self, meta: Meta, children: list[Any]) -> syntax.TextTest:
+        of, negation, operator, text = children
+        return syntax.TextTest(
+            span=_span(meta), property=of, negated=negation is not None, operator=operator, text=text
+        )
+
+    def contains(self, _: Meta, __: list[Any]) -> str:
+        return "contains"
+
+    def starts_with(self, _: Meta, __: list[Any]) -> str:
+        return "starts_with"
+
+    def ends_with(self, _: Meta, __: list[Any]) -> str:
+        return "ends_with"
+
+    def like(self, _: Meta, __: list[Any]) -> str:
+        return "like"
+
+    def ilike(self, _: Meta, __: list[Any]) -> str:
+        return "ilike"
+
+    def matches(self, _: Meta, __: list[Any]) -> str:
+        return "matches"
+
+    def is_set(self, meta: Meta, children: list[Any]) -> syntax.IsSet:
+        return syntax.IsSet(span=_span(meta), property=children[0], negated=False)
+
+    def is_not_set(self, meta: Meta, children: list[Any]) -> syntax.IsSet:
+        return syntax.IsSet(span=_span(meta), property=children[0], negated=True)
+
+    def element_matches(self, meta: Meta, children: list[Any]) -> syntax.ElementMatches:
+        return syntax.ElementMatches(span=_span(meta), selector=children[0])
+
+    def event_property(self, meta: Meta, children: list[Token]) -> syntax.Property:
+        return syntax.Property(span=_span(meta), of_user=False, name=str(children[0]))
+
+    def event_property_in_quotes(self, meta: Meta, children: list[Token]) -> syntax.Property:
+        return syntax.Property(span=_span(meta), of_user=False, name=_unquote(children[0]))
+
+    def user_property(self, meta: Meta, children: list[Token]) -> syntax.Property:
+        return syntax.Property(span=_span(meta), of_user=True, name=str(children[1]))
+
+    def user_property_in_quotes(self, meta: Meta, children: list[Token]) -> syntax.Property:
+        return syntax.Property(span=_span(meta), of_user=True, name=_unquote(children[1]))
+
+    # Words
+
+    def string(self, meta: Meta, children: list[Token]) -> syntax.Value:
+        return self.string_value(meta, children)
+
+    def string_value(self, meta: Meta, children: list[Token]) -> syntax.Value:
+        return syntax.Value(span=_span(meta), value=_unquote(children[0]))
+
+    def number_value(self, meta: Meta, children: list[Token]) -> syntax.Value:
+        return syntax.Value(span=_span(meta), value=_number(children[0]))
+
+    def true_value(self, meta: Meta, _: list[Any]) -> syntax.Value:
+        return syntax.Value(span=_span(meta), value=True)
+
+    def false_value(self, meta: Meta, _: list[Any]) -> syntax.Value:
+        return syntax.Value(span=_span(meta), value=False)

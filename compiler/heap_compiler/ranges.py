@@ -1,0 +1,198 @@
+"""Calendar time: ranges of an analysis and the buckets in them, in the app's time zone.
+
+Days, weeks (Monday first), months, quarters and years are the zone's own, daylight saving included: a bucket starts at
+the first instant of its local date. Everything leaves here as instants, so that SQL compares constants.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+from zoneinfo import ZoneInfo
+
+from heap_compiler.errors import HeapError, Span
+from heap_compiler.syntax import Duration, Over, Unit
+
+__all__ = ["MAX_BUCKETS", "ParsedTime", "TimeRange", "bucket_starts", "default_range", "parse_time", "resolve", "window"]
+
+MAX_BUCKETS = 10_000
+"""More points than this is no chart, and no SQL constant either."""
+
+_FIRST, _LAST = datetime(1, 1, 3, tzinfo=UTC), datetime(9999, 12, 29, tzinfo=UTC)
+
+
+class TimeRange(NamedTuple):
+    """Half-open range of instants, `start <= time < end`, both with a time zone."""
+
+    start: datetime
+    end: datetime
+
+
+class ParsedTime(NamedTuple):
+    """A time literal: its first instant, and whether it named a whole day."""
+
+    instant: datetime
+    is_date: bool
+
+
+_ELAPSED = {
+    "second": timedelta(seconds=1),
+    "minute": timedelta(minutes=1),
+    "hour": timedelta(hours=1),
+    "day": timedelta(days=1),
+    "week": timedelta(days=7),
+    "month": timedelta(days=30),
+    "quarter": timedelta(days=90),
+    "year": timedelta(days=365),
+}
+
+_MAX_WINDOW = timedelta(days=3650)
+
+
+def window(duration: Duration) -> timedelta:
+    """Elapsed time of a duration: 1 day is 24 hours, 1 month is 30 days.
+
+    Raises:
+        HeapError: longer than ten years.
+    """
+    if duration.count > _MAX_WINDOW / _ELAPSED[duration.unit]:
+        raise HeapError("a window may last ten years", duration.span)
+    return duration.count * _ELAPSED[duration.unit]
+
+
+def parse_time(text: str, span: Span, zone: ZoneInfo) -> ParsedTime:
+    """An ISO 8601 date or timestamp; without an offset it is read in `zone`.
+
+    Raises:
+        HeapError: not a date or time, or outside the years 1 to 9999.
+    """
+    try:
+        local = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise HeapError(
+            f"'{text[:40]}' is not a date or time", span, "write it as '2025-06-01' or '2025-06-01 12:30'"
+        ) from None
+    is_date = len(text.strip()) <= 10 and ":" not in text
+    if not _FIRST <= local.replace(tzinfo=UTC) <= _LAST:
+        raise HeapError(f"'{text[:40]}' is out of bounds", span, "years 1 to 9999")
+    return ParsedTime(_instant(local, zone) if local.tzinfo is None else local.astimezone(UTC), is_date)
+
+
+def resolve(over: Over, now: datetime, zone: ZoneInfo) -> TimeRange:
+    """The instants an `over`, `from ... to` or `since` clause means.
+
+    Raises:
+        HeapError: the range is empty, or reaches before year 1.
+    """
+    if over.start is not None:
+        start = parse_time(str(over.start.value), over.start.span, zone)
+        if over.end is None:
+            end = _later(_floor(now.astimezone(zone), "day"), "day", 1)
+            finish = _instant(end, zone)
+        else:
+            last = parse_time(str(over.end.value), over.end.span, zone)
+            finish = (
+                _instant(last.instant.astimezone(zone).replace(tzinfo=None) + timedelta(days=1), zone)
+                if last.is_date
+                else last.instant + timedelta(microseconds=1)
+            )
+        if finish <= start.instant:
+            raise HeapError("the range ends before it starts", over.span)
+        return TimeRange(start.instant, finish)
+    assert over.count is not None
+    assert over.unit is not None
+    return _last(over.count, over.unit, now, zone, complete=over.complete, span=over.span)
+
+
+def default_range(now: datetime, zone: ZoneInfo) -> TimeRange:
+    """`over last 30 days`: today and the 29 days before it."""
+    return _last(30, "day", now, zone, complete=False, span=None)
+
+
+def _last(
+    count: int, unit: Unit, now: datetime, zone: ZoneInfo, *, complete: bool, span: Span | None
+) -> TimeRange:
+    if unit in {"second", "minute", "hour"}:  # elapsed units: the same instants in every zone, across DST too
+        length = _ELAPSED[unit]
+        local = now.astimezone(zone)
+        offset = local.utcoffset() or timedelta()
+        seconds = int(length.total_seconds())
+        epoch = int((now - datetime(1970, 1, 1, tzinfo=UTC) + offset).total_seconds())
+        end = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=epoch - epoch % seconds) - offset
+        if not complete:
+            end += length
+        if count * seconds > (end - _FIRST).total_seconds():
+            raise HeapError("the range reaches before year 1", span)
+        return TimeRange(end - count * length, end)
+    current = _floor(now.astimezone(zone), unit)
+    finish = current if complete else _later(current, unit, 1)
+    try:
+        begin = _later(finish, unit, -count)
+        if begin.replace(tzinfo=UTC) < _FIRST:
+            raise OverflowError
+    except (OverflowError, ValueError):
+        raise HeapError("the range reaches before year 1", span) from None
+    return TimeRange(_instant(begin, zone), _instant(finish, zone))
+
+
+def bucket_starts(over: TimeRange, unit: Unit, zone: ZoneInfo, span: Span | None = None) -> list[datetime]:
+    """The first instants of the buckets that cover `over`, in order. The first bucket may begin before the range.
+
+    Raises:
+        HeapError: more than `MAX_BUCKETS`.
+    """
+    starts: list[datetime] = []
+    if unit in {"second", "minute", "hour"}:
+        length = _ELAPSED[unit]
+        instant = _last(1, unit, over.start, zone, complete=False, span=span).start
+        if (over.end - instant) / length > MAX_BUCKETS:
+            raise _too_many(span)
+        while instant < over.end:
+            starts.append(instant)
+            instant += length
+        return starts
+    local = _floor(over.start.astimezone(zone), unit)
+    while (instant := _instant(local, zone)) < over.end:
+        if len(starts) == MAX_BUCKETS:
+            raise _too_many(span)
+        starts.append(instant)
+        local = _later(local, unit, 1)
+    return starts
+
+
+def _too_many(span: Span | None) -> HeapError:
+    return HeapError(f"more than {MAX_BUCKETS:,} buckets", span, "use a larger unit or a shorter range")
+
+
+def _floor(local: datetime, unit: Unit) -> datetime:
+    """Local midnight, naive, at which the unit around `local` begins."""
+    midnight = local.replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
+    match unit:
+        case "week":
+            return midnight - timedelta(days=midnight.weekday())
+        case "month":
+            return midnight.replace(day=1)
+        case "quarter":
+            return midnight.replace(month=midnight.month - (midnight.month - 1) % 3, day=1)
+        case "year":
+            return midnight.replace(month=1, day=1)
+    return midnight
+
+
+def _later(midnight: datetime, unit: Unit, count: int) -> datetime:
+    """`count` calendar units after a local start of such a unit."""
+    match unit:
+        case "day":
+            return midnight + timedelta(days=count)
+        case "week":
+            return midnight + timedelta(weeks=count)
+        case "month" | "quarter" | "year":
+            months = count * {"month": 1, "quarter": 3, "year": 12}[unit]
+            index = midnight.year * 12 + midnight.month - 1 + months
+            return midnight.replace(year=index // 12, month=index % 12 + 1)
+    raise AssertionError(unit)
+
+
+def _instant(local: datetime, zone: ZoneInfo) -> datetime:
+    """The first instant with that local time; where the clock jumps over it, the first one after the jump."""
+    return local.replace(tzinfo=zone, fold=0).astimezone(UTC)

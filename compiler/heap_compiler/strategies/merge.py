@@ -1,0 +1,165 @@
+"""Lower a sequence by merging the index scans of its steps into one timeline per user.
+
+Each step is an index-only scan of its definition's partial index, already in the order (user_id, time, event_id), so
+that PostgreSQL merges them without a sort. Over the merged rows one window per step carries along, for every event,
+the latest chain of earlier steps that can end there: the latest entry is the one most likely to be inside the
+conversion window, and, since everything only moves forward in time, `max` over the rows before finds it. A GROUP BY
+per user then keeps the first event that completes each step. What is O(n log n) elsewhere is linear here.
+
+A step with a driver is probed: an index lookup per user who took the driver's step, instead of a scan of every event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+
+from sqlglot import exp
+
+from heap_compiler.scan import EVENT_ORDER, scans
+from heap_compiler.sequence import Sequence, SequenceStep
+from heap_compiler.sql import all_of, column, elapsed, function, join, named, number, select, subquery, union_all
+
+__all__ = ["user_chains"]
+
+
+def user_chains(sequence: Sequence, *, entries: bool = False) -> list[tuple[str, exp.Query]]:
+    """The named queries that end in `chains`: one row per user who took the first step.
+
+    `chains` has `user_id` and, for every step k the user completed, `time_k_1 .. time_k_k`: when the steps of the
+    first chain to complete step k happened. They are null for steps not completed. Of the chains that end at the same
+    event it is the one whose events are each as late as they can be.
+
+    Args:
+        sequence: after `SEQUENCE_PASSES`.
+        entries: also give `entry_k` for k > 1, the ordinal of that chain's first event among the user's events of
+            step 1 (it is 1 for k = 1).
+    """
+    ctes: list[tuple[str, exp.Query]] = [("matched", _matched(sequence))]
+    for index in range(2, len(sequence.steps) + 1):
+        ctes.append((f"reached_{index}", _reached(sequence, index, ctes[-1][0], entries=entries)))
+    ctes.append(("chains", _chains(sequence, ctes[-1][0], entries=entries)))
+    return ctes
+
+
+def _matched(sequence: Sequence) -> exp.Query:
+    """All steps' events in one timeline, each row labelled with its step."""
+    parts: list[exp.Select] = []
+    for index, step in enumerate(sequence.steps, start=1):
+        read = _scan if step.driver is None else _probe
+        parts += read(sequence, step, index)
+    return union_all(parts)
+
+
+def _scan(sequence: Sequence, step: SequenceStep, index: int) -> Iterable[exp.Select]:
+    assert step.read is not None
+    columns = {**{name: column(name) for name in EVENT_ORDER}, "step": number(index)}
+    return scans(
+        sequence.schema, step.event, step.read, columns, alias=f"step_{index}", ordered=True
+    )
+
+
+def _probe(sequence: Sequence, step: SequenceStep, index: int) -> Iterable[exp.Select]:
+    """The step's events of those users only who took the driver's step, within reach of it."""
+    assert step.read is not None
+    assert step.driver is not None
+    driver = sequence.steps[step.driver]
+    assert driver.read is not None
+    times = {"user_id": column("user_id"), "time": column("time")}
+    taken = union_all(
+        scans(sequence.schema, driver.event, driver.read, times, alias=f"step_{index}_users")
+    )
+    users = select(
+        [
+            column("user_id"),
+            named(exp.Min(this=column("time")), "first_time"),
+            named(exp.Max(this=column("time")), "last_time"),
+        ],
+        subquery(taken, "taken"),
+        group_by=[column("user_id")],
+    )
+    alias = f"step_{index}"
+    reach = exp.Add(this=column("last_time", "driver"), expression=elapsed(sequence.window))
+    near = [
+        exp.EQ(this=column("user_id", alias), expression=column("user_id", "driver")),
+        exp.GTE(this=column("time", alias), expression=column("first_time", "driver")),
+        exp.LTE(this=column("time", alias), expression=reach),
+    ]
+    columns = {name: column(name) for name in EVENT_ORDER}
+    probe = union_all(
+        scans(sequence.schema, step.event, step.read, columns, alias=alias, extra=near, ordered=True)
+    )
+    lateral = exp.Lateral(
+        this=exp.Subquery(this=probe), alias=exp.TableAlias(this=exp.to_identifier("probe"))
+    )
+    yield select(
+        [*(column(name, "probe") for name in EVENT_ORDER), named(number(index), "step")],
+        subquery(users, "driver"),
+        joins=[join(lateral, kind="CROSS")],
+        order_by=[column(name, "probe") for name in EVENT_ORDER],
+    )
+
+
+def _reached(sequence: Sequence, index: int, source: str, *, entries: bool) -> exp.Select:
+    """For every event of step `index`, the chain of earlier steps that enters latest: `time_k_j` for j < k."""
+    before = index - 1
+    carried = {f"time_{index}_{before}": exp.Max(this=column("time"))}
+    for step in range(before - 1, 0, -1):
+        carried[f"time_{index}_{step}"] = exp.Max(this=column(f"time_{before}_{step}"))
+    if entries:
+        entry = exp.Count(this=exp.Star()) if before == 1 else exp.Max(this=column(f"entry_{before}"))
+        carried[f"entry_{index}"] = entry
+    is_before = exp.EQ(this=column("step"), expression=number(before))
+    columns = [
+        named(
+            exp.Window(this=_filter(aggregate, is_before), alias=exp.to_identifier("earlier"), over="OVER"),
+            name,
+        )
+        for name, aggregate in carried.items()
+    ]
+    window = _earlier(exclude_peers=not sequence.steps[index - 1].apart)
+    return select([exp.Star(), *columns], source, windows=[window])
+
+
+def _earlier(*, exclude_peers: bool) -> exp.Window:
+    """The rows of the user before the current one. Where an event may match both steps it stands there twice, as
+    peers: a frame of groups that ends before the current one keeps it from following itself."""
+    end = {"end": number(1), "end_side": "PRECEDING"} if exclude_peers else {"end": "CURRENT ROW"}
+    spec = exp.WindowSpec(
+        kind="GROUPS" if exclude_peers else "ROWS", start="UNBOUNDED", start_side="PRECEDING", **end
+    )
+    return exp.Window(
+        this=exp.to_identifier("earlier"),
+        partition_by=[column("user_id")],
+        order=exp.Order(expressions=[column("time"), column("event_id")]),
+        spec=spec,
+    )
+
+
+def _chains(sequence: Sequence, source: str, *, entries: bool) -> exp.Select:
+    """Per user, the first event that completes each step inside the window, and the chain that leads to it. Chains
+    that end later began no earlier, so the least of every column belongs to that first one."""
+    columns: list[exp.Expression] = [column("user_id")]
+    for index in range(1, len(sequence.steps) + 1):
+        completes = _completes(index, sequence.window)
+        chain = {f"time_{index}_{step}": column(f"time_{index}_{step}") for step in range(1, index)}
+        chain[f"time_{index}_{index}"] = column("time")
+        if entries and index > 1:
+            chain[f"entry_{index}"] = column(f"entry_{index}")
+        columns += [named(_filter(exp.Min(this=value), completes), name) for name, value in chain.items()]
+    entered = exp.EQ(this=column("step"), expression=number(1))
+    return select(
+        columns, source, group_by=[column("user_id")], having=function("bool_or", entered)
+    )
+
+
+def _completes(index: int, window: timedelta) -> exp.Expression:
+    is_step = exp.EQ(this=column("step"), expression=number(index))
+    if index == 1:
+        return is_step
+    reach = exp.Add(this=column(f"time_{index}_1"), expression=elapsed(window))
+    return all_of([is_step, exp.LTE(this=column("time"), expression=reach)])
+
+
+def _filter(aggregate: exp.Expression, condition: exp.Expression) -> exp.Filter:
+    return exp.Filter(this=aggregate, expression=exp.Where(this=condition.copy()))

@@ -1,0 +1,272 @@
+"""The syntax tree: what the analyst wrote, immutable, each node with its place in the text.
+
+`parse` makes these nodes, `bind` reads them. Names are not looked up yet. The statement node of an analysis lives in
+that analysis's own module under `analyses/`.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, SerializeAsAny
+
+from heap_compiler.errors import Span
+
+__all__ = [
+    "AnalysisStatement",
+    "And",
+    "AnyEvent",
+    "AnyOf",
+    "Between",
+    "By",
+    "Clause",
+    "Compare",
+    "Define",
+    "DefinedEvent",
+    "DropEvent",
+    "Duration",
+    "ElementMatches",
+    "Event",
+    "Filtered",
+    "ForUsersWhere",
+    "GroupBy",
+    "InList",
+    "IsSet",
+    "Measure",
+    "Node",
+    "Not",
+    "Or",
+    "Over",
+    "Predicate",
+    "Property",
+    "RawEvent",
+    "Series",
+    "Statement",
+    "Step",
+    "TextTest",
+    "Top",
+    "Unit",
+    "Value",
+    "Where",
+    "Within",
+]
+
+Unit = Literal["second", "minute", "hour", "day", "week", "month", "quarter", "year"]
+
+
+class Node(BaseModel):
+    """Anything the analyst wrote. `span` gives its offsets in the statement's text."""
+
+    # Validators are built at a node's first use: a new server process pays for the nodes its statement has.
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+    span: Span
+
+
+class Value(Node):
+    """A literal: text, number or truth value."""
+
+    value: str | Decimal | bool
+
+
+class Property(Node):
+    """A property of the event, or of its user (`user.plan`)."""
+
+    of_user: bool
+    name: str
+
+
+# Predicates
+
+
+class Compare(Node):
+    """`property = value` and its kin; `operator` is one of = != < <= > >=."""
+
+    property: Property
+    operator: Literal["=", "!=", "<", "<=", ">", ">="]
+    value: Value
+
+
+class InList(Node):
+    property: Property
+    negated: bool
+    values: tuple[Value, ...]
+
+
+class Between(Node):
+    property: Property
+    negated: bool
+    low: Value
+    high: Value
+
+
+class TextTest(Node):
+    """`contains`, `starts with`, `ends with`, `like`, `ilike`, `matches`."""
+
+    property: Property
+    negated: bool
+    operator: Literal["contains", "starts_with", "ends_with", "like", "ilike", "matches"]
+    text: Value
+
+
+class IsSet(Node):
+    property: Property
+    negated: bool
+
+
+class ElementMatches(Node):
+    """`element matches 'css selector'`."""
+
+    selector: Value
+
+
+class Not(Node):
+    predicate: Predicate
+
+
+class And(Node):
+    predicates: tuple[Predicate, ...]
+
+
+class Or(Node):
+    predicates: tuple[Predicate, ...]
+
+
+Predicate = Compare | InList | Between | TextTest | IsSet | ElementMatches | Not | And | Or
+
+
+# Events
+
+
+class DefinedEvent(Node):
+    """`"Signed up"`."""
+
+    name: str
+
+
+class RawEvent(Node):
+    """`pageview`: an event type as captured."""
+
+    type: str
+
+
+class AnyEvent(Node):
+    """`any`."""
+
+
+class Filtered(Node):
+    """`event where predicate`."""
+
+    event: Event
+    predicate: Predicate
+
+
+class AnyOf(Node):
+    """`event or event or ...`."""
+
+    events: tuple[Event, ...]
+
+
+Event = DefinedEvent | RawEvent | AnyEvent | Filtered | AnyOf
+
+
+# Clauses
+
+
+class Duration(Node):
+    """Elapsed time: a month is 30 days, a quarter 90, a year 365."""
+
+    count: int
+    unit: Unit
+
+
+class Clause(Node):
+    """A part of an analysis after its head. Each kind may appear once; `keyword` names it in errors."""
+
+
+class Within(Clause):
+    duration: Duration
+
+
+class By(Clause):
+    unit: Unit
+
+
+class Over(Clause):
+    """A range. Either `count` calendar units (`complete`: only whole ones), or dates from `start` to `end`."""
+
+    count: int | None = None
+    unit: Unit | None = None
+    complete: bool = False
+    start: Value | None = None
+    end: Value | None = None
+
+
+class Where(Clause):
+    predicate: Predicate
+
+
+class ForUsersWhere(Clause):
+    predicate: Predicate
+
+
+class GroupBy(Clause):
+    properties: tuple[Property, ...]
+
+
+class Top(Clause):
+    count: int
+
+
+# Statements
+
+
+class Statement(Node):
+    """A whole statement."""
+
+
+class Define(Statement):
+    name: str
+    name_span: Span
+    event: Event
+
+
+class DropEvent(Statement):
+    name: str
+    name_span: Span
+
+
+# Heads of analyses
+
+
+class Measure(Node):
+    """`count of E`, `users of E`, `sessions of E`, `sum(amount) of E` ..."""
+
+    function: Literal[
+        "count", "users", "sessions", "sum", "avg", "min", "max", "median", "p75", "p90", "p95", "p99"
+    ]
+    property: Property | None
+    event: Event
+
+
+class Series(Node):
+    measure: Measure
+    label: str | None
+
+
+class Step(Node):
+    event: Event
+    label: str | None
+
+
+class AnalysisStatement(Statement):
+    """An analysis: its first word, what it is about, and its clauses in the order they were written."""
+
+    keyword: str
+    head: tuple[SerializeAsAny[Node], ...]
+    clauses: tuple[SerializeAsAny[Clause], ...]
+
+
+for _node in (Not, And, Or, Filtered, AnyOf):
+    _node.model_rebuild(force=False)
