@@ -1,0 +1,8 @@
+"""What runs inside PostgreSQL: `answer` turns a request of the SQL functions into SQL, or into an error to raise.
+
+Nothing here changes the database. It reads the catalog through `plpy`, compiles, and hands commands back.
+"""
+
+from heap_extension.server.answer import answer
+
+__all__ = ["answer"]

@@ -1,0 +1,174 @@
+"""An embedded PostgreSQL cluster in a local folder: loopback only, never run by root, there again after a restart."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from heap_extension.postgres import Postgres
+
+__all__ = ["Cluster", "ClusterError", "default_data_directory"]
+
+_SETTINGS = """
+# Written by `heap up`.
+listen_addresses = '127.0.0.1'
+shared_buffers = '512MB'
+work_mem = '64MB'
+maintenance_work_mem = '256MB'
+max_wal_size = '4GB'
+# Planning takes a lock on every index of the partitions it keeps: many definitions need many.
+max_locks_per_transaction = 1024
+jit = off
+"""
+
+
+class ClusterError(Exception):
+    """The cluster cannot be started or reached; the message says why."""
+
+
+def _server_user() -> str | None:
+    """Whom the server runs as when we are root, which PostgreSQL refuses; None when we are somebody already."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        return pwd.getpwnam("postgres").pw_name
+    except KeyError:
+        raise ClusterError("PostgreSQL does not run as root, and there is no user postgres") from None
+
+
+def default_data_directory() -> Path:
+    """`.heap/` here, or, where the server's user could not enter it, a folder of its own under /var/lib."""
+    here = Path.cwd() / ".heap"
+    user = _server_user()
+    if user is None or _can_enter(user, Path.cwd()):
+        return here
+    return Path("/var/lib/heap") / "-".join(Path.cwd().parts[1:])
+
+
+def _can_enter(user: str, directory: Path) -> bool:
+    return subprocess.run(["runuser", "-u", user, "--", "test", "-x", directory], check=False).returncode == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A cluster in `directory`, of the installation `postgres`."""
+
+    postgres: Postgres
+    directory: Path
+
+    @property
+    def data(self) -> Path:
+        return self.directory / "data"
+
+    @property
+    def dsn(self) -> str:
+        """Where to connect; the password is in the folder, readable by its owner."""
+        password = (self.directory / "password").read_text().strip()
+        return f"postgresql://heap:{password}@127.0.0.1:{self._port()}/heap"
+
+    def _port(self) -> int:
+        return int((self.directory / "port").read_text())
+
+    def up(self, port: int | None = None, *, preload: str | None = None) -> None:
+        """Creates the cluster if need be, and starts it unless it runs.
+
+        Args:
+            port: None keeps the cluster's port, or takes a free one.
+            preload: libraries of shared_preload_libraries, such as citus.
+
+        Raises:
+            ClusterError: PostgreSQL did not start; the message ends with its log.
+        """
+        if not (self.data / "PG_VERSION").exists():
+            self._create(preload)
+        if self.is_running():
+            if port is not None and port != self._port():
+                raise ClusterError(f"the cluster runs on port {self._port()}: `heap down` first")
+            return
+        known = self.directory / "port"
+        chosen = port or (self._port() if known.exists() and _is_free(self._port()) else _free_port())
+        known.write_text(str(chosen))
+        options = f"-p {chosen} -k {self.directory}"
+        log = self.directory / "log"
+        done = self._run("pg_ctl", "-D", self.data, "-l", log, "-o", options, "-w", "-t", "60", "start")
+        if done.returncode:
+            tail = log.read_text(errors="replace").splitlines()[-5:] if log.exists() else []
+            raise ClusterError("PostgreSQL did not start:\n" + "\n".join(tail))
+        self._create_database()
+
+    def down(self) -> bool:
+        """Stops the server. False when it did not run."""
+        if not self.is_running():
+            return False
+        done = self._run("pg_ctl", "-D", self.data, "-m", "fast", "-w", "stop")
+        if done.returncode:
+            raise ClusterError(f"PostgreSQL did not stop: {done.stderr.strip()}")
+        return True
+
+    def destroy(self) -> None:
+        """Stops the server and removes the folder."""
+        self.down()
+        shutil.rmtree(self.directory)
+
+    def is_running(self) -> bool:
+        """True when this cluster's server runs."""
+        return (self.data / "PG_VERSION").exists() and self._run("pg_ctl", "-D", self.data, "status").returncode == 0
+
+    def _create(self, preload: str | None) -> None:
+        user = _server_user()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.directory.chmod(0o700)
+        password = self.directory / "password"
+        password.write_text(secrets.token_hex(16))
+        password.chmod(0o600)
+        if user is not None:
+            if not _can_enter(user, self.directory.parent):
+                raise ClusterError(f"the user {user} cannot enter {self.directory.parent}: choose another --data")
+            for path in (self.directory, password):
+                shutil.chown(path, user)
+        shutil.rmtree(self.data, ignore_errors=True)
+        done = self._run(
+            "initdb", "-D", self.data, "-U", "heap", "--encoding=UTF8", "--locale=C.UTF-8",
+            "--auth=scram-sha-256", f"--pwfile={password}",
+        )  # fmt: skip
+        if done.returncode:
+            raise ClusterError(f"initdb failed: {done.stderr.strip()}")
+        with (self.data / "postgresql.conf").open("a") as file:
+            file.write(_SETTINGS)
+            if preload:
+                file.write(f"shared_preload_libraries = '{preload}'\n")
+
+    def _create_database(self) -> None:
+        import psycopg
+
+        with psycopg.connect(self.dsn.removesuffix("/heap") + "/postgres", autocommit=True) as connection:
+            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'heap'").fetchone():
+                connection.execute("CREATE DATABASE heap")
+
+    def _run(self, program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        user = _server_user()
+        command = [str(self.postgres.bin / program), *(str(argument) for argument in arguments)]
+        if user is not None:
+            command = ["runuser", "-u", user, "--", *command]
+        # A server that inherits a pipe keeps it open: whoever reads it would wait for the server to end.
+        output = subprocess.DEVNULL if "start" in arguments else subprocess.PIPE
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, text=True, check=False, cwd="/"
+        )
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

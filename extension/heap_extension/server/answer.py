@@ -1,0 +1,102 @@
+"""Requests of the SQL functions to what they run: `answer` is the only function PostgreSQL calls."""
+
+from __future__ import annotations
+
+import json
+from typing import TypedDict
+
+from heap_compiler import (
+    Compiled,
+    CompiledDefinition,
+    CompiledDrop,
+    CompiledQuery,
+    HeapError,
+    compile_definition,
+    compile_statement,
+)
+from heap_extension.server import apps, definitions, plans
+from heap_extension.server.catalog import App, Database, DatabaseCatalog
+
+__all__ = ["Answer", "answer"]
+
+_CACHE_SIZE = 256
+_compiled: dict[tuple[str, str, str | None, int, int], CompiledQuery] = {}
+
+
+class Answer(TypedDict):
+    """A row of heap._compiled: either statements of a kind, or an error."""
+
+    kind: str | None
+    statements: list[str] | None
+    error: str | None
+    sqlstate: str | None
+
+
+def answer(database: Database, request: str, arguments: list[str | None]) -> Answer:
+    """Compiles one request.
+
+    Args:
+        database: PL/Python's `plpy`.
+        request: statement, analysis, describe, create_app, drop_app, make_partitions, define_event or drop_event.
+        arguments: those of the SQL function.
+    """
+    try:
+        kind, statements = _answer(database, request, arguments)
+    except HeapError as error:
+        return {"kind": None, "statements": None, "error": str(error), "sqlstate": error.sqlstate}
+    return {"kind": kind, "statements": statements, "error": None, "sqlstate": None}
+
+
+def _answer(database: Database, request: str, arguments: list[str | None]) -> tuple[str, list[str]]:
+    first, second, third = (*arguments, None, None, None)[:3]
+    match request:
+        case "create_app":
+            return "create app", apps.create_app(database, first, second)
+        case "drop_app":
+            return "drop app", apps.drop_app(database, first)
+        case "make_partitions":
+            return "make partitions", apps.make_partitions(database, first, second, third)
+    catalog = DatabaseCatalog(database, App.current(database))
+    if first is None or (second is None and request == "define_event"):
+        raise HeapError("a statement, not null, is expected")
+    match request:
+        case "statement":
+            return _statement(catalog, _compile(catalog, first, None))
+        case "analysis":
+            return _statement(catalog, _compile(catalog, first, second))
+        case "describe":
+            query = _compile(catalog, first, None)
+            assert isinstance(query, CompiledQuery)
+            assert second is not None
+            return "description", plans.describe(query, json.loads(second), catalog.definitions)
+        case "define_event":
+            assert second is not None
+            return "define", definitions.define(catalog, compile_definition(first, second, catalog))
+        case "drop_event":
+            quoted = first.replace('"', '""')
+            return _statement(catalog, _compile(catalog, f'drop event "{quoted}"', None))
+    raise AssertionError(request)
+
+
+def _statement(catalog: DatabaseCatalog, compiled: Compiled) -> tuple[str, list[str]]:
+    match compiled:
+        case CompiledQuery(sql=sql):
+            return "query", [sql]
+        case CompiledDefinition():
+            return "define", definitions.define(catalog, compiled)
+        case CompiledDrop(name=name):
+            return "drop event", definitions.drop(catalog, name)
+
+
+def _compile(catalog: DatabaseCatalog, text: str, keyword: str | None) -> Compiled:
+    """Compiles, or finds the query compiled before: the same while no definition and no minute changes."""
+    app = catalog.app
+    key = (app.name, text, keyword, app.version, int(app.now.timestamp()) // 60)
+    if key in _compiled:
+        return _compiled[key]
+    compiled = compile_statement(text, catalog, keyword)
+    if isinstance(compiled, CompiledQuery) and "second" not in text.lower():  # a range in seconds moves within a minute
+        if len(_compiled) >= _CACHE_SIZE:
+            _compiled.pop(next(iter(_compiled)))
+        _compiled[key] = compiled
+    return compiled

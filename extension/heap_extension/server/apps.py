@@ -1,0 +1,190 @@
+"""Commands that create and drop apps and their partitions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+from heap_compiler import HeapError
+from heap_compiler.errors import nearest
+from heap_compiler.schema import EVENT_COLUMNS, KEYED_COLUMNS, USER_COLUMNS, key_column
+from heap_extension.server.catalog import Database, known_apps, rows, unknown_app
+from heap_extension.server.indexes import create_index
+from heap_extension.server.quote import identifier, literal, qualified
+
+__all__ = ["create_app", "drop_app", "make_partitions"]
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
+_RESERVED = {"heap", "public", "citus", "information_schema"}
+_MONTHS_AHEAD = 3
+_MAX_PARTITIONS = 1_200
+_STORED = [name for name in EVENT_COLUMNS] + ["properties"]
+
+
+def create_app(database: Database, name: str | None, time_zone: str | None) -> list[str]:
+    """Schema, events with a default partition and the months ahead, users.
+
+    Raises:
+        HeapError: the name is no plain lower-case name or taken, or the zone is unknown.
+    """
+    if name is None or not _NAME.fullmatch(name) or name in _RESERVED or name.startswith("pg_"):
+        raise HeapError(
+            f"'{name}' cannot name an app",
+            hint="an app's name is that of its schema: lower-case letters, digits and _, at most 31",
+        )
+    if name in known_apps(database):
+        raise HeapError(f"the app '{name}' exists already", sqlstate="42710")
+    zone = _zone(time_zone or "UTC")
+    events, users = qualified(name, "events"), qualified(name, "users")
+    columns = [
+        f"{identifier(column.name)} {column.type}{' NOT NULL' if column.name in _REQUIRED else ''}"
+        for column in EVENT_COLUMNS.values()
+    ]
+    keys = [
+        f"{identifier(key_column(column))} int GENERATED ALWAYS AS (hashtext({identifier(column)})) STORED"
+        for column in KEYED_COLUMNS
+    ]
+    commands = [
+        f"CREATE SCHEMA {identifier(name)}",
+        f"CREATE TABLE {events} ({', '.join(columns)}, properties jsonb DEFAULT '{{}}', {', '.join(keys)},"
+        " PRIMARY KEY (user_id, time, event_id)) PARTITION BY RANGE (time)",
+        f"CREATE TABLE {users} (user_id bigint PRIMARY KEY, identity text, properties jsonb DEFAULT '{{}}')",
+        f"INSERT INTO heap.app (name, time_zone) VALUES ({literal(name)}, {literal(str(zone))})",
+        f"COMMENT ON SCHEMA {identifier(name)} IS {literal(f'Events and users of the app {name}')}",
+        f"COMMENT ON TABLE {events} IS 'One row per captured event; partitioned by month'",
+        f"COMMENT ON TABLE {users} IS 'One row per known user: the identity the app knows, and properties'",
+        *(
+            f"COMMENT ON COLUMN {events}.{identifier(column.name)} IS {literal(column.comment)}"
+            for column in EVENT_COLUMNS.values()
+        ),
+        *(
+            f"COMMENT ON COLUMN {users}.{identifier(column.name)} IS {literal(column.comment)}"
+            for column in USER_COLUMNS.values()
+        ),
+    ]
+    if rows(database, "SELECT 1 AS found FROM pg_catalog.pg_extension WHERE extname = 'citus'"):
+        commands += [
+            f"SELECT create_distributed_table({literal(users)}, 'user_id')",
+            f"SELECT create_distributed_table({literal(events)}, 'user_id', colocate_with => {literal(users)})",
+        ]
+    commands.append(f"CREATE TABLE {qualified(name, 'events_default')} PARTITION OF {events} DEFAULT")
+    commands += _statistics(name, "events_default")
+    today = datetime.now(UTC)
+    first = today.year * 12 + today.month - 1
+    for month in range(first, first + _MONTHS_AHEAD + 1):
+        commands += _partition(name, month, [], waiting=False)
+    return commands
+
+
+_REQUIRED = {"user_id", "time", "event_id", "type"}
+
+
+def _zone(name: str) -> ZoneInfo:
+    from zoneinfo import available_timezones
+
+    known = available_timezones()
+    if name not in known:
+        close = nearest(name, known)
+        raise HeapError(f"unknown time zone '{name}'", hint=f"did you mean '{close}'?" if close else None)
+    return ZoneInfo(name)
+
+
+def drop_app(database: Database, name: str | None) -> list[str]:
+    """Raises HeapError: there is no such app."""
+    _require(database, name)
+    assert name is not None
+    return [
+        f"DROP SCHEMA {identifier(name)} CASCADE",
+        f"DELETE FROM heap.app WHERE name = {literal(name)}",
+    ]
+
+
+def _require(database: Database, name: str | None) -> None:
+    known = known_apps(database)
+    if name not in known:
+        raise unknown_app(str(name), known)
+
+
+def make_partitions(database: Database, name: str | None, first: str | None, last: str | None) -> list[str]:
+    """The monthly partitions from `first` to `last`, both as YYYY-MM, that are not there yet.
+
+    Raises:
+        HeapError: there is no such app, or these are more months than a table should have partitions.
+    """
+    _require(database, name)
+    assert name is not None
+    if first is None or last is None:
+        raise HeapError("partitions need a first and a last time")
+    begin, end = _month(first), _month(last)
+    if end - begin >= _MAX_PARTITIONS:
+        raise HeapError(f"{end - begin + 1:,} months are too many partitions", hint=f"at most {_MAX_PARTITIONS:,}")
+    there = {
+        row["partition"]
+        for row in rows(
+            database,
+            "SELECT relname AS partition FROM pg_catalog.pg_class WHERE relnamespace ="
+            " pg_catalog.to_regnamespace(pg_catalog.quote_ident($1)) AND relname LIKE 'events\\_%'",
+            app=name,
+        )
+    }
+    missing = [month for month in range(begin, end + 1) if _partition_name(month) not in there]
+    if not missing:
+        return []
+    waiting = {row["month"] for row in rows(database, _WAITING.format(table=qualified(name, "events_default")))}
+    definitions = [
+        (row["index_suffix"], row["predicate"])
+        for row in rows(
+            database, "SELECT index_suffix, predicate FROM heap.event_definition WHERE app = $1", app=name
+        )
+    ]
+    commands = [f"LOCK TABLE {qualified(name, 'events')} IN SHARE ROW EXCLUSIVE MODE"] if waiting else []
+    for month in missing:
+        commands += _partition(name, month, definitions, waiting=f"{month // 12:04d}-{month % 12 + 1:02d}" in waiting)
+    return commands
+
+
+_WAITING = "SELECT DISTINCT pg_catalog.to_char(time AT TIME ZONE 'UTC', 'YYYY-MM') AS month FROM {table}"
+
+
+def _month(text: str) -> int:
+    year, month = text.split("-")
+    return int(year) * 12 + int(month) - 1
+
+
+def _partition_name(month: int) -> str:
+    return f"events_{month // 12:04d}_{month % 12 + 1:02d}"
+
+
+def _partition(
+    app: str, month: int, definitions: list[tuple[str, str]], *, waiting: bool
+) -> Iterator[str]:
+    """One month's partition. With `waiting`, events of that month are in the default partition and move over."""
+    name = _partition_name(month)
+    table, events, default = qualified(app, name), qualified(app, "events"), qualified(app, "events_default")
+    bounds = [
+        literal(f"{bound // 12:04d}-{bound % 12 + 1:02d}-01 00:00:00+00") for bound in (month, month + 1)
+    ]
+    if waiting:
+        columns = ", ".join(identifier(column) for column in _STORED)
+        of_month = f"time >= {bounds[0]} AND time < {bounds[1]}"
+        yield f"CREATE TEMPORARY TABLE events_moving ON COMMIT DROP AS SELECT {columns} FROM {default} WHERE {of_month}"
+        yield f"DELETE FROM {default} WHERE {of_month}"
+        held = "pg_temp.events_moving"
+    yield f"CREATE TABLE {table} PARTITION OF {events} FOR VALUES FROM ({bounds[0]}) TO ({bounds[1]})"
+    if waiting:
+        yield f"INSERT INTO {events} ({columns}) SELECT {columns} FROM {held}"
+        yield f"DROP TABLE {held}"
+    yield from _statistics(app, name)
+    for suffix, predicate in definitions:
+        yield create_index(app, name, suffix, predicate)
+
+
+def _statistics(app: str, partition: str) -> Iterator[str]:
+    """A keyed column and its key say the same twice: without this the planner multiplies their selectivities."""
+    table = qualified(app, partition)
+    for column in KEYED_COLUMNS:
+        statistics = qualified(app, f"{partition}_{column}")
+        columns = f"{identifier(column)}, {identifier(key_column(column))}"
+        yield f"CREATE STATISTICS {statistics} (dependencies) ON {columns} FROM {table}"

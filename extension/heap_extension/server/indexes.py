@@ -1,0 +1,51 @@
+"""The partial indexes of definitions: their names, and the commands that build and drop them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+
+from heap_extension.server.catalog import Database, rows
+from heap_extension.server.quote import identifier, qualified
+
+__all__ = ["create_index", "drop_index", "index_suffix", "partitions"]
+
+_SLUG_LENGTH = 24
+
+
+def index_suffix(name: str, predicate: str) -> str:
+    """What follows the partition in an index's name: the event, readable, and a digest of it and its predicate. A
+    changed predicate makes another index, so that both can exist while one takes over.
+
+    >>> index_suffix("Viewed pricing", "type = 'pageview'")
+    'viewed_pricing_8b2b1b1e'
+    """
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    slug = re.sub(r"[^a-z0-9]+", "_", plain.lower()).strip("_")[:_SLUG_LENGTH].rstrip("_") or "event"
+    digest = hashlib.sha256(f"{name}\0{predicate}".encode()).hexdigest()[:8]
+    return f"{slug}_{digest}"
+
+
+def partitions(database: Database, app: str) -> list[str]:
+    """The app's partitions, by name."""
+    found = rows(
+        database,
+        "SELECT c.relname AS name FROM pg_catalog.pg_inherits AS h JOIN pg_catalog.pg_class AS c ON c.oid = h.inhrelid"
+        " WHERE h.inhparent = pg_catalog.to_regclass(pg_catalog.quote_ident($1) || '.events') ORDER BY 1",
+        app=app,
+    )
+    return [row["name"] for row in found]
+
+
+def create_index(app: str, partition: str, suffix: str, predicate: str) -> str:
+    """The command that builds a definition's index on one partition: the user's matching events in order."""
+    return (
+        f"CREATE INDEX {identifier(f'{partition}_{suffix}')} ON {qualified(app, partition)}"
+        f" (user_id, time, event_id) WHERE {predicate}"
+    )
+
+
+def drop_index(app: str, partition: str, suffix: str) -> str:
+    """The command that drops it."""
+    return f"DROP INDEX IF EXISTS {qualified(app, f'{partition}_{suffix}')}"

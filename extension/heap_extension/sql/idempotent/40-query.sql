@@ -1,0 +1,63 @@
+CREATE OR REPLACE FUNCTION heap.sql(statement text)
+RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    compiled heap._compiled := heap._compile('statement', ARRAY[statement]);
+BEGIN
+    PERFORM heap._raise(compiled);
+    RETURN array_to_string(compiled.statements, E';\n');
+END
+$$;
+COMMENT ON FUNCTION heap.sql(text) IS 'The SQL a statement compiles to. In psql: SELECT heap.sql(''...'') \gexec';
+
+CREATE OR REPLACE FUNCTION heap.query(statement text)
+RETURNS SETOF jsonb
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET standard_conforming_strings = on
+SET jit = off
+AS $$
+DECLARE
+    compiled heap._compiled := heap._compile('statement', ARRAY[statement]);
+BEGIN
+    PERFORM heap._raise(compiled);
+    IF compiled.kind = 'query' THEN
+        RETURN QUERY EXECUTE 'SELECT to_jsonb(answer) FROM (' || compiled.statements[1] || ') AS answer';
+    ELSE
+        PERFORM heap._run('statement', ARRAY[statement]);
+        RETURN NEXT jsonb_build_object('done', compiled.kind);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION heap.query(text) IS 'Runs any statement of the analysis language, one JSON object per row';
+
+CREATE OR REPLACE FUNCTION heap.explain(statement text, "analyze" boolean DEFAULT false)
+RETURNS SETOF text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET standard_conforming_strings = on
+SET jit = off
+AS $$
+DECLARE
+    compiled heap._compiled := heap._compile('statement', ARRAY[statement]);
+    options text := CASE WHEN "analyze" THEN 'ANALYZE, BUFFERS' ELSE 'COSTS OFF' END;
+    plan json;
+    described heap._compiled;
+BEGIN
+    PERFORM heap._raise(compiled);
+    IF compiled.kind <> 'query' THEN
+        RETURN QUERY SELECT unnest(compiled.statements);
+        RETURN;
+    END IF;
+    EXECUTE 'EXPLAIN (FORMAT JSON) ' || compiled.statements[1] INTO plan;
+    described := heap._compile('describe', ARRAY[statement, plan::text]);
+    PERFORM heap._raise(described);
+    RETURN QUERY SELECT unnest(described.statements);
+    RETURN NEXT '';
+    RETURN QUERY EXECUTE 'EXPLAIN (' || options || ') ' || compiled.statements[1];
+END
+$$;
+COMMENT ON FUNCTION heap.explain(text, boolean) IS
+'How a statement runs: which index serves each step, whether it is read alone, what is pushed down, and the plan';
