@@ -1,0 +1,26 @@
+"""The command line: `heap`. Each command is in the module of what it is about."""
+
+from __future__ import annotations
+
+import typer
+
+from heap_extension.command import analyses, cluster, demo, doctor, files
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="heap",
+    help="Product analytics inside PostgreSQL and Citus.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("up")(cluster.up)
+app.command("down")(cluster.down)
+app.command("install")(cluster.install)
+app.command("demo")(demo.demo)
+app.command("query")(analyses.query)
+app.command("sql")(analyses.sql)
+app.command("explain")(analyses.explain)
+app.command("import")(files.import_file)
+app.command("doctor")(doctor.doctor)
