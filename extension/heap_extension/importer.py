@@ -21,6 +21,7 @@ from heap_extension.load import LOADED_COLUMNS, LoadedEvent, hash_bigint
 __all__ = ["FileReader", "ImportMapping", "ImportRefusedError", "Rejections"]
 
 _NUMBER = re.compile(r"-?(0|[1-9]\d{0,30})(\.\d{1,30})?")
+_INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_INT = 2**63
 
@@ -108,6 +109,9 @@ class FileReader:
         self.mapping = mapping
         self.rejections = rejections
         self.progress = progress
+        special = (mapping.user, mapping.time, mapping.type, mapping.event_id, mapping.session_id)
+        self._special = frozenset(name for name in special if name is not None)
+        self._texts = self._special | mapping.text | set(mapping.columns) | set(LOADED_COLUMNS)
 
     def events(self) -> Iterator[LoadedEvent]:
         """Every row that can be an event, in the order of the file.
@@ -170,10 +174,10 @@ class FileReader:
             yield line
 
     def _typed(self, name: str, value: str) -> Any:
-        """A field of a text file: null when empty, a number where it is written as JSON would write it."""
+        """A field of a text file: null when empty; a property is a number where it is written as JSON would write it."""
         if value == "":
             return None
-        if name not in self.mapping.text and _NUMBER.fullmatch(value):
+        if name not in self._texts and _NUMBER.fullmatch(value):
             return float(value) if "." in value else int(value)
         return value
 
@@ -213,11 +217,10 @@ class FileReader:
         event_type = mapping.fixed_type if mapping.type is None else _text(row.get(mapping.type))
         if not event_type:
             raise _RejectedRowError("no event type")
-        special = {mapping.user, mapping.time, mapping.type, mapping.event_id, mapping.session_id}
         columns: dict[str, str | None] = {}
         properties: dict[str, Any] = {}
         for name, value in row.items():
-            if name in special or value is None:
+            if name in self._special or value is None:
                 continue
             target = mapping.columns.get(name, name if name in LOADED_COLUMNS else None)
             if target is not None:
@@ -243,6 +246,8 @@ def _user(value: Any) -> tuple[int, str | None]:
     """A user's id: numbers as they are, any other text by its hash, with the text as the identity."""
     if value is None or value == "":
         raise _RejectedRowError("no user")
+    if isinstance(value, str) and _INTEGER.fullmatch(value):
+        value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         if not -_MAX_INT <= value < _MAX_INT:
             raise _RejectedRowError("the user id is out of bounds")
@@ -255,6 +260,8 @@ def _user(value: Any) -> tuple[int, str | None]:
 def _id(value: Any, what: str) -> int:
     if value is None or value == "":
         raise _RejectedRowError(f"no {what} id")
+    if isinstance(value, str) and _INTEGER.fullmatch(value):
+        value = int(value)
     if isinstance(value, int) and -_MAX_INT <= value < _MAX_INT:
         return value
     return hash_bigint(str(value))
@@ -268,6 +275,8 @@ def _time(value: Any, zone: ZoneInfo) -> datetime:
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             unit = 1 if abs(value) < 1e11 else 1_000 if abs(value) < 1e14 else 1_000_000
             time = _EPOCH + (timedelta(microseconds=value * (1_000_000 // unit)))
+        elif isinstance(value, str) and _NUMBER.fullmatch(value):
+            return _time(float(value) if "." in value else int(value), zone)
         elif isinstance(value, str):
             time = datetime.fromisoformat(value.strip())
         else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import psycopg
@@ -64,6 +64,7 @@ class Loader:
     def __init__(self, connection: psycopg.Connection[Any], app: str) -> None:
         self.connection = connection
         self.app = app
+        self._loaded: tuple[datetime, datetime] | None = None
 
     def load(self, events: Iterable[LoadedEvent]) -> LoadResult:
         """Stages and inserts all events. `events` may be larger than memory."""
@@ -75,6 +76,7 @@ class Loader:
             first, last = cursor.fetchone() or (None, None)
             if first is None:
                 return LoadResult(0, 0, 0, 0)
+            self._loaded = first, last
             cursor.execute("SELECT heap.make_partitions(%s, %s, %s)", (self.app, first, last))
             users = cursor.execute(self._sql(_INSERT_USERS)).rowcount
             inserted = cursor.execute(self._sql(_INSERT_EVENTS)).rowcount
@@ -82,9 +84,20 @@ class Loader:
         return LoadResult(staged, inserted, staged - inserted, users)
 
     def tidy(self) -> None:
-        """VACUUM and ANALYZE, outside a transaction: index-only scans need the visibility map, plans the statistics."""
+        """VACUUM and ANALYZE what was loaded, outside a transaction: index-only scans need the visibility map, plans the
+        statistics. Empty partitions are left alone: once PostgreSQL knows one is empty, it reads it without its index,
+        and sorts what it would otherwise merge."""
+        if self._loaded is None:
+            return
         self.connection.autocommit = True
-        self.connection.execute(self._sql("VACUUM (ANALYZE) {schema}.events, {schema}.users"))
+        first, last = (f"events_{time.astimezone(UTC):%Y_%m}" for time in self._loaded)
+        partitions = self.connection.execute(
+            "SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace(quote_ident(%s)) AND relkind = 'r'"
+            " AND (relname BETWEEN %s AND %s OR relname = 'users') AND relname ~ '^(events_[0-9]{4}_[0-9]{2}|users)$'",
+            (self.app, first, last),
+        ).fetchall()
+        for (partition,) in partitions:
+            self.connection.execute(sql.SQL("VACUUM (ANALYZE) {}").format(sql.Identifier(self.app, partition)))
 
     def _stage(self, cursor: psycopg.Cursor[Any], events: Iterable[LoadedEvent]) -> int:
         staged = 0
@@ -125,8 +138,8 @@ SELECT user_id, time, id, coalesce(session_id, (extract(epoch FROM
     type, {", ".join(LOADED_COLUMNS)}, coalesce(properties, '{{{{}}}}')
 FROM (
     SELECT *,
-        coalesce(event_id, (row_number() OVER (PARTITION BY user_id, time ORDER BY line) - 1) << 43
-            | row_hash & ((1::bigint << 43) - 1)) AS id,
+        coalesce(event_id, ((row_number() OVER (PARTITION BY user_id, time ORDER BY line) - 1) << 43)
+            | (row_hash & ((1::bigint << 43) - 1))) AS id,
         coalesce(time - lag(time) OVER (PARTITION BY user_id ORDER BY time, line) > interval '{_SESSION_GAP}', true)
             AS starts_visit
     FROM heap_staging
