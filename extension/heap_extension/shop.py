@@ -50,8 +50,8 @@ _ADD_TO_CART = encode([*_BODY, Element("main"), Element("button", "add-to-cart",
 _NAV_LINK = encode([*_BODY, Element("nav", None, ["top"]), Element("a", None, ["link"], {}, 2)])
 
 
-def shop_events(now: datetime, *, users: int = 9_000, seed: int = 20_261) -> Iterator[LoadedEvent]:
-    """About 22 events per user over `DAYS` days up to `now`, user by user."""
+def shop_events(now: datetime, *, users: int = 11_500, seed: int = 20_261) -> Iterator[LoadedEvent]:
+    """About 17 events per user over `DAYS` days up to `now`, user by user."""
     rng = random.Random(seed)
     start = datetime(now.year, now.month, now.day, tzinfo=UTC) - timedelta(days=DAYS)
     for number in range(users):

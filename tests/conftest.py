@@ -1,0 +1,99 @@
+"""Clusters for the tests: a plain PostgreSQL one, and one with Citus where Citus is installed."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, settings
+
+from heap_extension.cluster import Cluster
+from heap_extension.command.cluster import create_extension
+from heap_extension.install import install
+from heap_extension.postgres import find_postgres
+
+settings.register_profile(
+    "heap", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], print_blob=True
+)
+settings.load_profile("heap")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-snapshots", action="store_true", help="write what the compiler makes into the cases")
+
+
+def pytest_report_header() -> list[str]:
+    postgres = find_postgres()
+    citus = "found" if postgres.has_extension("citus") else "not found: its tests are skipped"
+    return [f"PostgreSQL {postgres.version} in {postgres.bin}", f"Citus: {citus}"]
+
+
+@pytest.fixture(scope="session")
+def installed() -> None:
+    """The extension's files of this source tree, in this machine's PostgreSQL."""
+    install(find_postgres())
+
+
+def _cluster(preload: str | None) -> Iterator[Cluster]:
+    folder = Path(tempfile.mkdtemp(prefix="heap-tests-"))
+    folder.chmod(0o755)
+    cluster = Cluster(find_postgres(), folder / "cluster")
+    cluster.up(preload=preload)
+    try:
+        # The nodes of a Citus cluster, here one and the same, connect to each other without a password.
+        (cluster.data / "pg_hba.conf").write_text("host all all 127.0.0.1/32 trust\nhost all all ::1/128 trust\n")
+        with psycopg.connect(cluster.dsn, autocommit=True) as connection:
+            connection.execute("SELECT pg_reload_conf()")
+        yield cluster
+    finally:
+        cluster.down()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres_cluster(installed: None) -> Iterator[Cluster]:
+    yield from _cluster(None)
+
+
+@pytest.fixture(scope="session")
+def citus_cluster(installed: None) -> Iterator[Cluster]:
+    if not find_postgres().has_extension("citus"):
+        pytest.skip("Citus is not installed in this machine's PostgreSQL")
+    yield from _cluster("citus")
+
+
+@pytest.fixture(scope="session", params=["postgres", "citus"])
+def dsn(request: pytest.FixtureRequest) -> str:
+    """A database with the extension: once on plain PostgreSQL, once on Citus."""
+    cluster: Cluster = request.getfixturevalue(f"{request.param}_cluster")
+    if request.param == "citus":
+        with psycopg.connect(cluster.dsn, autocommit=True) as connection:
+            connection.execute("CREATE EXTENSION citus")
+            connection.execute("ALTER DATABASE heap SET citus.shard_count = 4")
+            connection.execute("SELECT citus_set_coordinator_host('127.0.0.1', %s)", (connection.info.port,))
+            connection.execute("SELECT citus_set_node_property('127.0.0.1', %s, 'shouldhaveshards', true)",
+                               (connection.info.port,))  # fmt: skip
+    create_extension(cluster.dsn)
+    return cluster.dsn
+
+
+@pytest.fixture
+def connection(dsn: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection whose transaction is rolled back."""
+    with psycopg.connect(dsn) as connection:
+        yield connection
+        connection.rollback()
+
+
+@pytest.fixture
+def fresh_database(postgres_cluster: Cluster) -> Iterator[str]:
+    """A database of its own on plain PostgreSQL, with nothing in it."""
+    with psycopg.connect(postgres_cluster.dsn, autocommit=True) as connection:
+        connection.execute("DROP DATABASE IF EXISTS fresh WITH (FORCE)")
+        connection.execute("CREATE DATABASE fresh")
+    yield postgres_cluster.dsn.removesuffix("/heap") + "/fresh"
