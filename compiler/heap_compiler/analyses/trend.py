@@ -193,9 +193,8 @@ def _measured(plan: TrendPlan, series: TrendSeries, index: int, *, by_bucket: bo
         groups = ["group_values"]
     units = {"users": ["user_id"], "sessions": ["user_id", "session_id"]}.get(series.function)
     if units:
-        unit_set = [is_set(column("session_id"))] if series.function == "sessions" else []
         each = [column(name) for name in (*units, *bucket, *groups)]
-        rows = select(each, subquery(rows, "counted"), where=unit_set, distinct=True)
+        rows = select(each, subquery(rows, "counted"), distinct=True)
     shown = [column("group_values")] if folds else []
     if plan.group_keys and not folds:
         shown = [named(group_values(plan.group_keys), "group_values")]
@@ -225,8 +224,10 @@ def _fold_groups(plan: TrendPlan, rows: exp.Query) -> exp.Query:
 def _aggregate(name: str) -> exp.Expression:
     value = column("value")
     match name:
-        case "count" | "users" | "sessions":
+        case "count" | "users":
             return exp.Count(this=exp.Star())
+        case "sessions":
+            return exp.Count(this=column("session_id"))  # events outside any session count for none
         case "sum":
             return exp.Sum(this=value)
         case "avg":
@@ -244,9 +245,10 @@ def _double(value: exp.Expression) -> exp.Expression:
     """The numeric value as a float, which percentiles interpolate in. JSON can hold numbers a float cannot: too large
     ones count as the largest, too small ones as zero."""
     bounded = function(
-        "greatest", function("least", value, exp.Literal.number("1e300")), exp.Neg(this=exp.Literal.number("1e300"))
+        "greatest", function("least", value.copy(), exp.Literal.number("1e300")), exp.Neg(this=exp.Literal.number("1e300"))
     )
-    return cast(function("round", bounded, number(30)), "double precision")
+    rounded = cast(function("round", bounded, number(30)), "double precision")
+    return exp.Case(ifs=[exp.If(this=is_set(value), true=rounded)])  # least and greatest overlook nulls
 
 
 def _rows(plan: TrendPlan, series: TrendSeries, index: int, *, by_bucket: bool) -> exp.Query:
