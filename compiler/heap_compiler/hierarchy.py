@@ -166,8 +166,9 @@ class _Compound:
                 test = f"{value}(-[^];]*)?"
             case operator:
                 raise _unsupported(f"the attribute test {operator}")
-        if tree.operator in {"^=", "$=", "*="} and not tree.value.value:
-            test = ";"  # CSS: an empty value matches nothing with these operators; no stored value has a `;`
+        never = tree.operator in {"^=", "$=", "*="} and not tree.value.value
+        if never or (tree.operator == "~=" and len(tree.value.value.split()) != 1):
+            test = ";"  # CSS: this matches nothing; no stored value has a `;`
         self.attributes.append((name, rf"\[{_escape(name)}={test}\];"))
 
     def pattern(self) -> str:

@@ -6,7 +6,7 @@ import pickle
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import heap_grammar
 from lark import Lark, Token, Transformer, UnexpectedInput, v_args
@@ -138,7 +138,8 @@ def _syntax_error(text: str, unexpected: UnexpectedInput) -> HeapError:
     others = [_TERMINAL_NAMES[name] for name in sorted(accepted) if _TERMINAL_NAMES.get(name)]
     expected = [name for name in others if name] + sorted(keywords)
     found = f"unexpected {word}" if word else "the statement ends too early"
-    close = nearest(word, keywords) if word else None
+    units = get_args(syntax.Unit) if "UNIT" in accepted else ()
+    close = nearest(word, {*keywords, *units}) if word else None
     if close is not None:
         return HeapError(found, span, f"did you mean {close}?", sqlstate="42601")
     hint = f"expected {_either(expected)}" if expected else None

@@ -1,0 +1,98 @@
+"""Each predicate pass by pairs of lines, before and after, in fixtures/passes/<pass>.sql; and the other passes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlglot import exp, parse_one
+
+import heap_compiler.passes
+from heap_compiler.bind import Binder
+from heap_compiler.parse import parse_event
+from heap_compiler.passes import PREDICATE_PASSES, QUERY_PASSES, SEQUENCE_PASSES
+from heap_compiler.passes.verify_pushdown import verify_pushdown
+from heap_compiler.ranges import TimeRange
+from heap_compiler.sequence import Sequence, SequenceStep
+from heap_compiler.sql import conjuncts
+from tests.dictionary_catalog import DictionaryCatalog
+
+_FIXTURES = Path(__file__).parents[1] / "fixtures" / "passes"
+_PAIRS = [
+    (predicate_pass, before, after)
+    for predicate_pass in PREDICATE_PASSES
+    for lines in [(_FIXTURES / f"{predicate_pass.__name__}.sql").read_text().splitlines()]
+    for before, after in zip(lines[::3], lines[1::3], strict=True)
+]
+
+
+@pytest.mark.parametrize(("predicate_pass", "before", "after"), _PAIRS)
+def test_predicate_pass(predicate_pass: object, before: str, after: str) -> None:
+    condition = parse_one(before, dialect="postgres")
+    passed = predicate_pass(tuple(conjuncts(condition)))  # type: ignore[operator]
+    assert " AND ".join(part.sql("postgres", normalize_functions=False) for part in passed) == after
+
+
+def test_every_module_of_the_passes_is_in_one_tuple() -> None:
+    modules = {path.stem for path in Path(heap_compiler.passes.__file__).parent.glob("*.py")} - {"__init__"}
+    listed = [one.__name__ for one in (*PREDICATE_PASSES, *SEQUENCE_PASSES, *QUERY_PASSES)]
+    assert sorted(listed) == sorted(modules)
+
+
+def _sequence(*events: str, sizes: dict[str, int] | None = None) -> Sequence:
+    binder = Binder("", DictionaryCatalog(sizes=sizes), (), ())
+    steps = tuple(SequenceStep(binder.event(parse_event(event), event)) for event in events)
+    entry = TimeRange(datetime(2026, 6, 1, tzinfo=UTC), datetime(2026, 6, 8, tzinfo=UTC))
+    sequence = Sequence("shop", steps, timedelta(days=7), entry)
+    for sequence_pass in SEQUENCE_PASSES:
+        sequence = sequence_pass(sequence)
+    return sequence
+
+
+def test_prune_time_reads_one_window_beyond_the_range_for_later_steps() -> None:
+    first, second = _sequence("pageview", "purchase").steps
+    assert first.read == TimeRange(datetime(2026, 6, 1, tzinfo=UTC), datetime(2026, 6, 8, tzinfo=UTC))
+    assert second.read is not None
+    assert second.read.end == datetime(2026, 6, 15, 0, 0, 0, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "apart"),
+    [
+        ("pageview", "click", True),
+        ("pageview", "pageview", False),
+        ("pageview where path = '/a'", "pageview where path in ('/b', '/c')", True),
+        ("pageview where path = '/a'", "any where path in ('/a', '/c')", False),
+        ("pageview where path = '/a' or path = '/b'", "pageview where path = '/c'", True),
+        ("any", "click", False),
+        ('"Viewed pricing"', '"Sign up"', True),
+        ("pageview or click", "click", False),
+        ("pageview where path != '/a'", "pageview where path = '/a'", False),
+    ],
+)
+def test_disjoint_steps(one: str, other: str, apart: bool) -> None:
+    assert _sequence(one, other).steps[1].apart is apart
+
+
+def test_choose_strategy_probes_from_the_rarest_earlier_step_and_only_with_known_sizes() -> None:
+    sizes = {"Viewed pricing": 5_000, "Sign up": 10, "Purchase": 9_000}
+    steps = _sequence('"Viewed pricing"', '"Sign up"', '"Purchase"', sizes=sizes).steps
+    assert [step.driver for step in steps] == [None, None, 1]
+    assert all(step.driver is None for step in _sequence('"Viewed pricing"', '"Purchase"').steps)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT user_id FROM shop.events LIMIT 5",
+        "SELECT DISTINCT path FROM shop.events",
+        "SELECT max(time) OVER (PARTITION BY path) FROM shop.events",
+        "SELECT 1 FROM shop.events JOIN shop.users ON events.path = users.identity",
+    ],
+)
+def test_verify_pushdown_names_what_citus_could_not_send(query: str) -> None:
+    parsed = parse_one(query, dialect="postgres")
+    assert isinstance(parsed, exp.Query)
+    with pytest.raises(AssertionError):
+        verify_pushdown(parsed)

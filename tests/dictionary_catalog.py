@@ -1,0 +1,34 @@
+"""The compiler's catalog from a dictionary: an app of 2026-06-17 12:00 UTC, in Berlin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+
+class DictionaryCatalog:
+    schema = "shop"
+    time_zone = ZoneInfo("Europe/Berlin")
+    now = datetime(2026, 6, 17, 12, tzinfo=UTC)
+
+    def __init__(self, definitions: dict[str, str] | None = None, sizes: dict[str, int] | None = None) -> None:
+        self.definitions = definitions if definitions is not None else {
+            "Viewed pricing": "pageview where path = '/pricing'",
+            "Clicked sign up": "click where target_text = 'Sign up' and element matches 'form.signup button.primary'",
+            "Sign up": "submit where path = '/signup'",
+            "Purchase": "purchase",
+        }  # fmt: skip
+        self.sizes = sizes or {}
+
+    def definition(self, name: str) -> str | None:
+        return self.definitions.get(name)
+
+    def event_names(self) -> Iterable[str]:
+        return self.definitions
+
+    def matching_events(self, name: str) -> int | None:
+        return self.sizes.get(name)
+
+    def regex_error(self, pattern: str) -> str | None:
+        return "parentheses () not balanced" if pattern.count("(") != pattern.count(")") else None

@@ -1,0 +1,128 @@
+"""Defining, redefining and dropping events, on PostgreSQL and on Citus."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.extension.shop_app import ensure_shop, settle
+from tests.histories import insert
+from tests.oracle import Event
+
+_NOTHING = {"path": None, "target_text": None, "hierarchy": None, "country": None}
+
+
+@pytest.fixture
+def app(dsn: str, connection: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
+    connection.execute("SELECT heap.create_app('defs')")
+    connection.execute("SET heap.app = 'defs'")
+    connection.execute("SET heap.now = '2026-01-20'")
+    connection.execute("SELECT heap.make_partitions('defs', '2025-12-31', '2026-01-01')")
+    from datetime import UTC, datetime
+
+    at = datetime(2026, 1, 15, tzinfo=UTC)
+    events = [
+        Event(user, at, user * 10 + number, kind, None, {**_NOTHING, "path": path})
+        for user in (1, 2) for number, (kind, path) in enumerate([("pageview", "/a"), ("pageview", "/b"), ("x", "/a")])
+    ]  # fmt: skip
+    insert(connection, "defs", events)
+    return connection
+
+
+def _count(connection: psycopg.Connection[Any], event: str) -> int:
+    (value,) = connection.execute("SELECT value FROM heap.trend(%s)", (f"count of {event}",)).fetchone() or (None,)
+    return int(value)
+
+
+def _indexes(connection: psycopg.Connection[Any]) -> list[str]:
+    rows = connection.execute(
+        "SELECT indexname FROM pg_indexes WHERE schemaname = 'defs' AND tablename ~ '^events_2026_01$'"
+        " AND indexname NOT LIKE '%pkey' ORDER BY 1"
+    )
+    return [name for (name,) in rows]
+
+
+def test_a_definition_holds_for_all_history_and_has_its_index(app: psycopg.Connection[Any]) -> None:
+    app.execute("SELECT heap.query('define \"A\" as pageview where path = ''/a''')")
+    assert _count(app, '"A"') == 2
+    assert len(_indexes(app)) == 1
+    row = app.execute("SELECT name, index_state FROM heap.events WHERE app = 'defs'").fetchone()
+    assert row == ("A", "ready")
+
+
+def test_the_view_counts_matches_and_bytes_over_all_shards(dsn: str, connection: psycopg.Connection[Any]) -> None:
+    ensure_shop(dsn)
+    for name, matching, size in connection.execute(
+        "SELECT name, matching_events, bytes FROM heap.events WHERE app = 'shop'"
+    ).fetchall():
+        settle(connection)
+        statement = 'count of "' + name + "\" from '2026-01-01' to '2026-12-31'"
+        (counted,) = connection.execute("SELECT value FROM heap.trend(%s)", (statement,)).fetchone() or (None,)
+        assert abs(matching - counted) <= counted // 50  # as VACUUM estimated it
+        assert size > 0
+
+
+def test_redefining_swaps_the_index_and_those_of_events_made_of_it(app: psycopg.Connection[Any]) -> None:
+    app.execute("SELECT heap.define_event('A', 'pageview where path = ''/a''')")
+    app.execute("SELECT heap.define_event('A or x', '\"A\" or x')")
+    before = _indexes(app)
+    assert (_count(app, '"A"'), _count(app, '"A or x"')) == (2, 4)
+    app.execute("SELECT heap.define_event('A', 'pageview')")
+    after = _indexes(app)
+    assert (_count(app, '"A"'), _count(app, '"A or x"')) == (4, 6)
+    assert len(after) == len(before) == 2
+    assert not set(before) & set(after)
+
+
+def test_a_definition_cannot_contain_itself(app: psycopg.Connection[Any]) -> None:
+    app.execute("SELECT heap.define_event('A', 'pageview'), heap.define_event('B', '\"A\" or x')")
+    with pytest.raises(psycopg.Error, match='"A" would contain itself'):
+        app.execute("SELECT heap.define_event('A', '\"B\"')")
+
+
+def test_dropping_removes_the_index_unless_another_event_needs_the_definition(app: psycopg.Connection[Any]) -> None:
+    app.execute("SELECT heap.define_event('A', 'pageview'), heap.define_event('B', '\"A\" or x')")
+    with app.transaction(), pytest.raises(psycopg.Error, match='"A" is part of "B"'), app.transaction():
+        app.execute("SELECT heap.drop_event('A')")
+    app.execute("SELECT heap.drop_event('B'), heap.drop_event('A')")
+    assert _indexes(app) == []
+    with pytest.raises(psycopg.Error, match='unknown event "A"'):
+        app.execute("SELECT heap.drop_event('A')")
+
+
+def test_new_partitions_have_every_index_and_take_over_what_waited(app: psycopg.Connection[Any]) -> None:
+    app.execute("SELECT heap.define_event('A', 'pageview')")
+    app.execute("INSERT INTO defs.events (user_id, time, event_id, type) VALUES (7, '2024-02-29 12:00Z', 1, 'pageview')")
+    app.execute("SELECT heap.make_partitions('defs', '2024-02-01', '2024-03-31')")
+    rows = app.execute("SELECT tableoid::regclass::text FROM defs.events WHERE user_id = 7").fetchall()
+    if not app.execute("SELECT 1 FROM pg_extension WHERE extname = 'citus'").fetchone():
+        assert rows == [("defs.events_2024_02",)]
+    assert len(rows) == 1
+    assert app.execute("SELECT index_state FROM heap.events WHERE app = 'defs'").fetchall() == [("ready",)]
+
+
+@pytest.mark.parametrize("document", ["null", "5", '"text"', "[1, [2]]", "true", '{"a": {"b": [null]}}', "{}", '"\\ud83d\\ude00"'])
+def test_no_json_makes_an_insert_or_an_analysis_fail(app: psycopg.Connection[Any], document: str) -> None:
+    app.execute("SELECT heap.define_event('Deep', 'any where a > 5 or b contains ''x'' or c in (1, ''y'') or not d = true')")
+    app.execute(
+        "INSERT INTO defs.events (user_id, time, event_id, type, properties) VALUES (9, '2026-01-15', 1, 'x', %s::jsonb)",
+        (document,),
+    )
+    assert _count(app, '"Deep" where user_id = 9') == 1
+    app.execute("SELECT * FROM heap.trend('avg(a) of any group by a, property \"odd\"')").fetchall()
+
+
+def test_apps_are_created_once_and_dropped_whole(app: psycopg.Connection[Any]) -> None:
+    with app.transaction(), pytest.raises(psycopg.Error, match="exists already"), app.transaction():
+        app.execute("SELECT heap.create_app('defs')")
+    for name in ("Shop", "pg_x", "heap", "", "a b", "a" * 40):
+        with app.transaction(), pytest.raises(psycopg.Error, match="cannot name an app"), app.transaction():
+            app.execute("SELECT heap.create_app(%s)", (name,))
+    with app.transaction(), pytest.raises(psycopg.Error, match="did you mean 'Europe/Berlin'"), app.transaction():
+        app.execute("SELECT heap.create_app('zoned', 'Europe/Brelin')")
+    app.execute("SELECT heap.drop_app('defs')")
+    assert app.execute("SELECT count(*) FROM heap.event_definition WHERE app = 'defs'").fetchone() == (0,)
+    with pytest.raises(psycopg.Error, match="app"):
+        app.execute("SELECT heap.query('trend count of any')")

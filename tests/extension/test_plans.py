@@ -1,0 +1,87 @@
+"""What PostgreSQL does with the compiled SQL, read from EXPLAIN as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.extension.shop_app import ensure_shop, settle
+
+_FUNNEL = 'funnel "Viewed pricing" -> "Clicked sign up" -> "Purchase" within 7 days over last 30 days'
+
+
+@pytest.fixture
+def shop(dsn: str, connection: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
+    ensure_shop(dsn)
+    settle(connection)
+    connection.execute("SET citus.explain_all_tasks = on")
+    return connection
+
+
+def _nodes(plan: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(plan, dict):
+        yield plan
+        for value in plan.values():
+            yield from _nodes(value)
+    elif isinstance(plan, list):
+        for value in plan:
+            yield from _nodes(value)
+
+
+def _plan(connection: psycopg.Connection[Any], statement: str) -> list[dict[str, Any]]:
+    (sql,) = connection.execute("SELECT heap.sql(%s)", (statement,)).fetchone() or ("",)
+    (plan,) = connection.execute("EXPLAIN (FORMAT JSON) " + sql).fetchone() or ("",)
+    return list(_nodes(plan))
+
+
+def _scans(nodes: list[dict[str, Any]], alias: str) -> list[dict[str, Any]]:
+    return [node for node in nodes if "Scan" in node.get("Node Type", "") and node.get("Alias", "").startswith(alias)]
+
+
+def test_every_step_is_an_index_only_scan_of_its_own_index_and_nothing_sorts(shop: psycopg.Connection[Any]) -> None:
+    nodes = _plan(shop, _FUNNEL)
+    for step, slug in ((1, "viewed_pricing"), (2, "clicked_sign_up"), (3, "purchase")):
+        scans = _scans(nodes, f"step_{step}")
+        assert scans
+        assert {scan["Node Type"] for scan in scans} == {"Index Only Scan"}, step
+        assert all(slug in scan["Index Name"] or "user_id_time_event_id" in scan["Index Name"] for scan in scans)
+    sorts = [node for node in nodes if node.get("Node Type") in {"Sort", "Incremental Sort"}]
+    assert not [key for node in sorts for key in node["Sort Key"] if "event_id" in key]
+
+
+def test_steps_stay_index_only_when_the_funnel_is_grouped(shop: psycopg.Connection[Any]) -> None:
+    nodes = _plan(shop, _FUNNEL + " group by country")
+    for step in (1, 2, 3):
+        assert {scan["Node Type"] for scan in _scans(nodes, f"step_{step}")} == {"Index Only Scan"}
+
+
+def test_partitions_outside_the_range_are_not_read(shop: psycopg.Connection[Any]) -> None:
+    relations = {node.get("Relation Name", "") for node in _plan(shop, _FUNNEL)}
+    assert not [name for name in relations if name.startswith(("events_2026_04", "events_2026_12"))]
+
+
+def test_a_trend_of_users_reads_only_the_index(shop: psycopg.Connection[Any]) -> None:
+    nodes = _plan(shop, 'trend users of "Viewed product", count of "Signed up" by day')
+    for series in (1, 2):
+        assert {scan["Node Type"] for scan in _scans(nodes, f"series_{series}_events")} == {"Index Only Scan"}
+
+
+def test_explain_says_which_index_serves_each_step(shop: psycopg.Connection[Any]) -> None:
+    lines = [line for (line,) in shop.execute("SELECT heap.explain(%s)", (_FUNNEL,))]
+    assert lines[0].startswith("step 1 (Viewed pricing): index only scan of ")
+    assert "timeline: merged from the indexes, no sort" in lines
+
+
+def test_citus_pushes_the_funnel_down_in_one_piece(shop: psycopg.Connection[Any]) -> None:
+    if not shop.execute("SELECT 1 FROM pg_extension WHERE extname = 'citus'").fetchone():
+        pytest.skip("a plain PostgreSQL database")
+    nodes = _plan(shop, _FUNNEL + " group by country, user.plan")
+    tasks = [node["Task Count"] for node in nodes if "Task Count" in node]
+    assert tasks.count(4) == 1, "one distributed query over the four shards"
+    (distributed,) = [node for node in nodes if node.get("Task Count") == 4]
+    tops = [task["Remote Plan"] for task in distributed["Tasks"]]
+    assert len(tops) == 4
+    assert all(next(_nodes(top))["Plan"]["Node Type"] == "Aggregate" if isinstance(top, dict) else True for top in tops)
