@@ -10,12 +10,11 @@ from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, settings
-
 from heap_extension.cluster import Cluster
 from heap_extension.command.cluster import create_extension
 from heap_extension.install import install
 from heap_extension.postgres import find_postgres
+from hypothesis import HealthCheck, settings
 
 settings.register_profile(
     "heap", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], print_blob=True
@@ -91,9 +90,9 @@ def connection(dsn: str) -> Iterator[psycopg.Connection[Any]]:
 
 
 @pytest.fixture
-def fresh_database(postgres_cluster: Cluster) -> Iterator[str]:
+def fresh_database(postgres_cluster: Cluster) -> str:
     """A database of its own on plain PostgreSQL, with nothing in it."""
     with psycopg.connect(postgres_cluster.dsn, autocommit=True) as connection:
         connection.execute("DROP DATABASE IF EXISTS fresh WITH (FORCE)")
         connection.execute("CREATE DATABASE fresh")
-    yield postgres_cluster.dsn.removesuffix("/heap") + "/fresh"
+    return postgres_cluster.dsn.removesuffix("/heap") + "/fresh"

@@ -28,7 +28,7 @@ DEFINITIONS: dict[str, tuple[str, Test]] = {
         lambda e: e.type == "click" and e.get("target_text") == "Sign up" and e.get("hierarchy") == FORM,
     ),
     "Purchase": ("purchase", lambda e: e.type == "purchase"),
-    "It's \"odd\"": ("any where plan = 'it''s'", lambda e: e.get("plan") == "it's"),
+    'It\'s "odd"': ("any where plan = 'it''s'", lambda e: e.get("plan") == "it's"),
     "Either": (
         '"Viewed a" or "Purchase"',
         lambda e: (e.type == "pageview" and e.get("path") == "/a") or e.type == "purchase",
@@ -51,7 +51,8 @@ _json = st.recursive(
     max_leaves=3,
 )
 _properties = st.fixed_dictionaries(
-    {}, optional={"amount": _json, "plan": st.sampled_from(["pro", "free", "it's", None, 5]), "odd key": _json}
+    {},
+    optional={"amount": _json, "plan": st.sampled_from(["pro", "free", "it's", None, 5]), "odd key": _json},
 )
 
 
@@ -113,7 +114,10 @@ _ATOMS: list[tuple[str, Test]] = [
     ("amount != 10", _on("amount", lambda v: not (_number(v) and v == 10))),
     ("amount = '10'", _on("amount", lambda v: v == "10")),
     ("amount between -5 and 10", _on("amount", lambda v: _number(v) and -5 <= v <= 10)),
-    ("amount in (10, 'pro', true)", _on("amount", lambda v: (_number(v) and v == 10) or v == "pro" or v is True)),
+    (
+        "amount in (10, 'pro', true)",
+        _on("amount", lambda v: (_number(v) and v == 10) or v == "pro" or v is True),
+    ),
     ("amount = true", _on("amount", lambda v: v is True)),
     ("plan is set", _on("plan", lambda v: v is not None)),
     ("plan is not set", _on("plan", lambda v: v is None)),
@@ -154,8 +158,7 @@ def _negated(part: tuple[str, Test]) -> tuple[str, Test]:
 predicates: st.SearchStrategy[tuple[str, Test]] = st.recursive(
     st.sampled_from(_ATOMS),
     lambda inner: (
-        st.builds(_both, st.sampled_from(["and", "or"]), st.lists(inner, min_size=2, max_size=3))
-        | inner.map(_negated)
+        st.builds(_both, st.sampled_from(["and", "or"]), st.lists(inner, min_size=2, max_size=3)) | inner.map(_negated)
     ),
     max_leaves=4,
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from itertools import product
+from itertools import pairwise, product
 from statistics import median
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -46,7 +46,9 @@ class Chain:
     events: tuple[Event, ...]
 
 
-def user_chain(events: Sequence[Event], steps: Sequence[Test], window: timedelta, start: datetime, end: datetime) -> Chain | None:
+def user_chain(
+    events: Sequence[Event], steps: Sequence[Test], window: timedelta, start: datetime, end: datetime
+) -> Chain | None:
     """The chain that counts for one user's events, or None when they never entered."""
     ordered = sorted(events, key=lambda event: event.order)
     for length in range(len(steps), 0, -1):
@@ -54,7 +56,7 @@ def user_chain(events: Sequence[Event], steps: Sequence[Test], window: timedelta
         chains = [
             chain
             for chain in product(*candidates)
-            if all(one.order < two.order for one, two in zip(chain, chain[1:], strict=False))
+            if all(one.order < two.order for one, two in pairwise(chain))
             and start <= chain[0].time < end
             and chain[-1].time - chain[0].time <= window
         ]

@@ -19,7 +19,7 @@ def ensure_app(dsn: str) -> None:
         for name, (definition, _) in DEFINITIONS.items():
             connection.execute("SELECT heap.define_event(%s, %s)", (name, definition))
         connection.execute(
-            f"INSERT INTO {APP}.users (user_id, properties) VALUES (1, '{{\"plan\": \"pro\"}}'), (2, '{{\"plan\": 7}}'),"
+            f'INSERT INTO {APP}.users (user_id, properties) VALUES (1, \'{{"plan": "pro"}}\'), (2, \'{{"plan": 7}}\'),'
             " (3, '[]')"
         )
 

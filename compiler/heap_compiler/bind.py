@@ -34,11 +34,11 @@ class _Branch:
     """An alternative while it is being bound: a definition's predicate, and what was asked beyond it."""
 
     definition: str | None
-    base: exp.Expression | None
-    beyond: tuple[exp.Expression, ...]
+    base: exp.Expr | None
+    beyond: tuple[exp.Expr, ...]
 
 
-def bind_definition(event: syntax.Event, catalog: Catalog, name: str | None = None) -> exp.Expression:
+def bind_definition(event: syntax.Event, catalog: Catalog, name: str | None = None) -> exp.Expr:
     """The predicate of a definition: what its partial indexes are built on.
 
     Args:
@@ -53,7 +53,7 @@ def bind_definition(event: syntax.Event, catalog: Catalog, name: str | None = No
     return all_of(_conditions([binder.predicate(event)]))
 
 
-def _conditions(predicates: Iterable[exp.Expression]) -> tuple[exp.Expression, ...]:
+def _conditions(predicates: Iterable[exp.Expr]) -> tuple[exp.Expr, ...]:
     """The conjuncts of one predicate as they stand in SQL, in an index and in a query alike."""
     parts = tuple(part for predicate in predicates for part in conjuncts(predicate))
     for predicate_pass in PREDICATE_PASSES:
@@ -104,7 +104,7 @@ class Binder:
         return default_range(now, zone) if over is None else resolve(over, now, zone)
 
     @cached_property
-    def _where(self) -> tuple[exp.Expression, ...]:
+    def _where(self) -> tuple[exp.Expr, ...]:
         where = self.clause(syntax.Where)
         return () if where is None else (PredicateBinder(self.catalog).condition(where.predicate),)
 
@@ -188,7 +188,7 @@ class _EventBinder:
             case _:
                 assert_never(event)
 
-    def predicate(self, event: syntax.Event) -> exp.Expression:
+    def predicate(self, event: syntax.Event) -> exp.Expr:
         """The whole event expression as one condition."""
         parts = [
             all_of([*([branch.base] if branch.base is not None else []), *branch.beyond])
@@ -196,7 +196,7 @@ class _EventBinder:
         ]
         return any_of(parts)
 
-    def _defined(self, name: str, span: Span) -> exp.Expression:
+    def _defined(self, name: str, span: Span) -> exp.Expr:
         definition = self.catalog.definition(name)
         if definition is None:
             raise unknown_event(name, span, self.catalog)
@@ -213,5 +213,5 @@ def unknown_event(name: str, span: Span, catalog: Catalog) -> HeapError:
     return HeapError(f'unknown event "{name}"', span, hint, sqlstate="42704")
 
 
-def _has_type(raw: str) -> exp.Expression:
+def _has_type(raw: str) -> exp.Expr:
     return exp.EQ(this=column(EVENT_COLUMNS["type"].name), expression=text(raw))

@@ -20,7 +20,7 @@ class Alternative:
         matching_events: about how many events match the definition, or None when that is not known.
     """
 
-    conditions: tuple[exp.Expression, ...]
+    conditions: tuple[exp.Expr, ...]
     definition: str | None
     filtered: bool
     matching_events: int | None = None
@@ -40,4 +40,4 @@ class GroupKey:
 
     name: str
     of_user: bool
-    value: exp.Expression
+    value: exp.Expr

@@ -14,7 +14,14 @@ from heap_compiler.parse import parse, parse_event
 from heap_compiler.passes import QUERY_PASSES
 from heap_compiler.sql import generate
 
-__all__ = ["Compiled", "CompiledDefinition", "CompiledDrop", "CompiledQuery", "compile_definition", "compile_statement"]
+__all__ = [
+    "Compiled",
+    "CompiledDefinition",
+    "CompiledDrop",
+    "CompiledQuery",
+    "compile_definition",
+    "compile_statement",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +106,7 @@ def _compile(text: str, catalog: Catalog, keyword: str | None) -> Compiled:
     raise AssertionError(statement)
 
 
-def _analyse(
-    statement: syntax.AnalysisStatement, text: str, catalog: Catalog, keyword: str | None
-) -> CompiledQuery:
+def _analyse(statement: syntax.AnalysisStatement, text: str, catalog: Catalog, keyword: str | None) -> CompiledQuery:
     if keyword not in {None, statement.keyword}:
         raise HeapError(f"this is a {statement.keyword}, not a {keyword}", statement.span)
     analysis = next(analysis for analysis in ANALYSES if analysis.keyword == statement.keyword)

@@ -18,17 +18,17 @@ __all__ = ["OTHER", "group_key", "group_values", "user_values"]
 OTHER = text_array([])
 
 
-def group_values(keys: Sequence[GroupKey]) -> exp.Expression:
+def group_values(keys: Sequence[GroupKey]) -> exp.Expr:
     """The group of a row that has each key's value in a column `group_1`, `group_2`, ..."""
     return text_array(column(f"group_{index}") for index in range(1, len(keys) + 1))
 
 
-def group_key(keys: Sequence[GroupKey], values: exp.Expression, *, has_other: bool) -> exp.Expression:
+def group_key(keys: Sequence[GroupKey], values: exp.Expr, *, has_other: bool) -> exp.Expr:
     """How a group is shown: its value, or several joined by a comma. Null without `group by`."""
     if not keys:
         return cast(exp.Null(), "text")
     if len(keys) == 1:
-        shown: exp.Expression = exp.Bracket(this=values.copy(), expressions=[number(0)], offset=0)
+        shown: exp.Expr = exp.Bracket(this=values.copy(), expressions=[number(0)], offset=0)
     else:
         shown = function("array_to_string", values.copy(), text(", "), text("null"))
     if not has_other:

@@ -49,9 +49,7 @@ def _encode_element(element: Element) -> str:
     if element.id:
         parts.append(f"#{_escape(element.id)};")
     parts += [f".{_escape(name)};" for name in sorted(set(element.classes))]
-    parts += [
-        f"[{_escape(name.lower())}={_escape(value)}];" for name, value in sorted(element.attributes.items())
-    ]
+    parts += [f"[{_escape(name.lower())}={_escape(value)}];" for name, value in sorted(element.attributes.items())]
     if element.nth_child is not None:
         parts.append(f":nth-child({element.nth_child});")
     return "".join(parts) + "|"

@@ -1,4 +1,4 @@
-"""Text to syntax tree: `parse`. The grammar is `heap_grammar`'s; Lark's LALR parser with a contextual lexer reads it."""
+"""Text to syntax tree. The grammar is `heap_grammar`'s; Lark's LALR parser with a contextual lexer reads it."""
 
 from __future__ import annotations
 
@@ -121,11 +121,11 @@ def _keywords() -> dict[str, str]:
 
 def _syntax_error(text: str, unexpected: UnexpectedInput) -> HeapError:
     if isinstance(unexpected, UnexpectedCharacters):
-        accepted, start = unexpected.allowed or set(), unexpected.pos_in_stream
+        accepted, start = unexpected.allowed or set(), unexpected.pos_in_stream or 0
         word = _word_at(text, start)
     elif isinstance(unexpected, UnexpectedToken):
         accepted, token = unexpected.accepts or unexpected.expected, unexpected.token
-        start = len(text.rstrip()) if token.type == "$END" else cast(int, token.start_pos)
+        start = len(text.rstrip()) if token.type == "$END" else token.start_pos or 0
         word = "" if token.type == "$END" else _word_at(text, start)
     else:
         accepted = set(cast(UnexpectedEOF, unexpected).expected)
@@ -324,9 +324,7 @@ class _TreeBuilder(Transformer[Token, Any]):
 
     def in_list(self, meta: Meta, children: list[Any]) -> syntax.InList:
         of, negation, *values = children
-        return syntax.InList(
-            span=_span(meta), property=of, negated=negation is not None, values=tuple(values)
-        )
+        return syntax.InList(span=_span(meta), property=of, negated=negation is not None, values=tuple(values))
 
     def between(self, meta: Meta, children: list[Any]) -> syntax.Between:
         of, negation, low, high = children

@@ -61,7 +61,7 @@ class PredicateBinder:
         self.of_users = of_users
         self.allow_users = allow_users
 
-    def condition(self, predicate: syntax.Predicate) -> exp.Expression:
+    def condition(self, predicate: syntax.Predicate) -> exp.Expr:
         """The SQL condition of `predicate`; its columns carry no table name.
 
         Raises:
@@ -84,7 +84,7 @@ class PredicateBinder:
             case _:
                 assert_never(predicate)
 
-    def _negation(self, predicate: syntax.Predicate) -> exp.Expression:
+    def _negation(self, predicate: syntax.Predicate) -> exp.Expr:
         match predicate:
             case syntax.Not(predicate=inner):
                 return self.condition(inner)
@@ -102,9 +102,7 @@ class PredicateBinder:
             case _:
                 assert_never(predicate)
 
-    def _test(
-        self, test: syntax.Compare | syntax.InList | syntax.Between | syntax.TextTest
-    ) -> exp.Expression:
+    def _test(self, test: syntax.Compare | syntax.InList | syntax.Between | syntax.TextTest) -> exp.Expr:
         """A comparison of a property with literals. Negated ones are true exactly where the plain one is not."""
         of = test.property
         values = _Values(of, self._of_user(of), self.catalog)
@@ -133,7 +131,7 @@ class PredicateBinder:
             )
         return of.of_user or self.of_users
 
-    def _about(self, of: syntax.Property, condition: exp.Expression, *, negated: bool) -> exp.Expression:
+    def _about(self, of: syntax.Property, condition: exp.Expr, *, negated: bool) -> exp.Expr:
         """`condition`, or its negation, as a condition on the rows the predicate is about. One on an event's user asks
         the users table; a user without a row there has no properties."""
         if self.of_users or not of.of_user:
@@ -142,7 +140,7 @@ class PredicateBinder:
         member = exp.In(this=column("user_id"), query=exp.Subquery(this=users))
         return exp.Not(this=member) if negated else member
 
-    def _element_matches(self, selector: syntax.Value) -> exp.Expression:
+    def _element_matches(self, selector: syntax.Value) -> exp.Expr:
         try:
             pattern = selector_pattern(str(selector.value))
         except HeapError as error:
@@ -150,7 +148,7 @@ class PredicateBinder:
         return exp.RegexpLike(this=column("hierarchy"), expression=text(pattern))
 
 
-def property_text(of: syntax.Property, *, of_user: bool) -> exp.Expression:
+def property_text(of: syntax.Property, *, of_user: bool) -> exp.Expr:
     """The property as text, null when it is missing: what `group by` shows."""
     typed = _typed_column(of, of_user)
     if typed is None:
@@ -158,7 +156,7 @@ def property_text(of: syntax.Property, *, of_user: bool) -> exp.Expression:
     return column(typed.name) if typed.type == "text" else cast(column(typed.name), "text")
 
 
-def number_of(of: syntax.Property) -> exp.Expression:
+def number_of(of: syntax.Property) -> exp.Expr:
     """An event's property as numeric, null where it is missing or no number: what sum, avg, ... take.
 
     Raises:
@@ -181,7 +179,7 @@ class _Values:
         self.typed = _typed_column(of, of_user)
         self.catalog = catalog
 
-    def compare(self, operator: str, literal: syntax.Value) -> exp.Expression:
+    def compare(self, operator: str, literal: syntax.Value) -> exp.Expr:
         value = literal.value
         comparison = _COMPARISONS[operator]
         if self.typed is None:
@@ -196,14 +194,14 @@ class _Values:
         constant = self._constant(literal)
         return FALSE if constant is None else comparison(this=column(self.typed.name), expression=constant)
 
-    def one_of(self, literals: tuple[syntax.Value, ...]) -> exp.Expression:
+    def one_of(self, literals: tuple[syntax.Value, ...]) -> exp.Expr:
         if self.typed is None:
             members = [_json_literal(literal.value) for literal in literals]
             return exp.In(this=_json(self.of), expressions=members)
         constants = [constant for literal in literals if (constant := self._constant(literal)) is not None]
         return exp.In(this=column(self.typed.name), expressions=constants) if constants else FALSE
 
-    def _constant(self, literal: syntax.Value) -> exp.Expression | None:
+    def _constant(self, literal: syntax.Value) -> exp.Expr | None:
         """The literal as a constant of the column's type, or None when the types differ: never equal, never less."""
         assert self.typed is not None
         match self.typed.type, literal.value:
@@ -218,7 +216,7 @@ class _Values:
     def _time(self, value: str, span: Span) -> datetime:
         return parse_time(value, span, self.catalog.time_zone).instant
 
-    def text_test(self, operator: str, literal: syntax.Value) -> exp.Expression:
+    def text_test(self, operator: str, literal: syntax.Value) -> exp.Expr:
         if self.typed is not None and self.typed.type != "text":
             kind = "a time" if self.typed.type == "timestamptz" else "a number"
             raise HeapError(f"{self.typed.name} is {kind}, not text", self.of.span, "compare it with = < >")
@@ -226,18 +224,14 @@ class _Values:
         condition = self._text_condition(subject, operator, str(literal.value), literal.span)
         return condition if self.typed is not None else all_of([_is_json(self.of, "string"), condition])
 
-    def _text_condition(
-        self, subject: exp.Expression, operator: str, value: str, span: Span
-    ) -> exp.Expression:
+    def _text_condition(self, subject: exp.Expr, operator: str, value: str, span: Span) -> exp.Expr:
         match operator:
             case "contains":
                 return exp.GT(this=function("strpos", subject, text(value)), expression=number(0))
             case "starts_with":
                 return function("starts_with", subject, text(value))
             case "ends_with":
-                return exp.EQ(
-                    this=function("right", subject, number(len(value))), expression=text(value)
-                )
+                return exp.EQ(this=function("right", subject, number(len(value))), expression=text(value))
             case "like" | "ilike":
                 trailing = len(value) - len(value.rstrip("\\"))
                 if trailing % 2:
@@ -256,7 +250,9 @@ def _typed_column(of: syntax.Property, of_user: bool) -> Column | None:
     columns = USER_COLUMNS if of_user else EVENT_COLUMNS
     if of.name == "properties":
         raise HeapError(
-            "properties is not a property itself", of.span, "name a key of it, such as plan or property \"plan\""
+            "properties is not a property itself",
+            of.span,
+            'name a key of it, such as plan or property "plan"',
         )
     typed = columns.get(of.name)
     if typed is None and of.name.lower() in columns:
@@ -265,32 +261,27 @@ def _typed_column(of: syntax.Property, of_user: bool) -> Column | None:
     return typed
 
 
-def _json(of: syntax.Property) -> exp.Expression:
-    return exp.paren(
-        exp.JSONExtract(this=column("properties"), expression=text(of.name), only_json_types=True)
-    )
+def _json(of: syntax.Property) -> exp.Expr:
+    return exp.paren(exp.JSONExtract(this=column("properties"), expression=text(of.name), only_json_types=True))
 
 
-def _json_text(of: syntax.Property) -> exp.Expression:
-    return exp.paren(
-        exp.JSONExtractScalar(this=column("properties"), expression=text(of.name), only_json_types=True)
-    )
+def _json_text(of: syntax.Property) -> exp.Expr:
+    return exp.paren(exp.JSONExtractScalar(this=column("properties"), expression=text(of.name), only_json_types=True))
 
 
-def _json_literal(value: str | Decimal | bool) -> exp.Expression:
-    written = (
-        json.dumps(value, ensure_ascii=False) if isinstance(value, (str, bool)) else format(value, "f")
-    )
+def _json_literal(value: str | Decimal | bool) -> exp.Expr:
+    written = json.dumps(value, ensure_ascii=False) if isinstance(value, (str, bool)) else format(value, "f")
     return cast(text(written), "jsonb")
 
 
-def _is_json(of: syntax.Property, kind: str) -> exp.Expression:
+def _is_json(of: syntax.Property, kind: str) -> exp.Expr:
     return exp.EQ(this=function("jsonb_typeof", _json(of)), expression=text(kind))
 
 
-def _is_not_true(condition: exp.Expression) -> exp.Expression:
+def _is_not_true(condition: exp.Expr) -> exp.Expr:
     if isinstance(condition, exp.Not):  # only `is set` makes one: never null itself
-        return condition.this
+        inner: exp.Expr = condition.this
+        return inner
     if isinstance(condition, exp.EQ):
         return exp.NullSafeNEQ(this=condition.this, expression=condition.expression)
     return exp.Not(this=exp.paren(exp.Is(this=exp.paren(condition), expression=exp.Boolean(this=True))))

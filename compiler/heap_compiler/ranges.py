@@ -13,7 +13,16 @@ from zoneinfo import ZoneInfo
 from heap_compiler.errors import HeapError, Span
 from heap_compiler.syntax import Duration, Over, Unit
 
-__all__ = ["MAX_BUCKETS", "ParsedTime", "TimeRange", "bucket_starts", "default_range", "parse_time", "resolve", "window"]
+__all__ = [
+    "MAX_BUCKETS",
+    "ParsedTime",
+    "TimeRange",
+    "bucket_starts",
+    "default_range",
+    "parse_time",
+    "resolve",
+    "window",
+]
 
 MAX_BUCKETS = 10_000
 """More points than this is no chart, and no SQL constant either."""
@@ -109,9 +118,7 @@ def default_range(now: datetime, zone: ZoneInfo) -> TimeRange:
     return _last(30, "day", now, zone, complete=False, span=None)
 
 
-def _last(
-    count: int, unit: Unit, now: datetime, zone: ZoneInfo, *, complete: bool, span: Span | None
-) -> TimeRange:
+def _last(count: int, unit: Unit, now: datetime, zone: ZoneInfo, *, complete: bool, span: Span | None) -> TimeRange:
     if unit in {"second", "minute", "hour"}:  # elapsed units: the same instants in every zone, across DST too
         length = _ELAPSED[unit]
         local = now.astimezone(zone)

@@ -22,10 +22,10 @@ def scans(
     schema: str,
     event: BoundEvent,
     read: TimeRange,
-    columns: Mapping[str, exp.Expression],
+    columns: Mapping[str, exp.Expr],
     *,
     alias: str,
-    extra: Sequence[exp.Expression] = (),
+    extra: Sequence[exp.Expr] = (),
     ordered: bool = False,
 ) -> list[exp.Select]:
     """One SELECT per alternative.
@@ -52,10 +52,10 @@ def distinct_events(
     schema: str,
     event: BoundEvent,
     read: TimeRange,
-    columns: Mapping[str, exp.Expression],
+    columns: Mapping[str, exp.Expr],
     *,
     alias: str,
-    extra: Sequence[exp.Expression] = (),
+    extra: Sequence[exp.Expr] = (),
 ) -> exp.Query:
     """The matching events, each once even when it matches several alternatives."""
     if _pairwise_disjoint(event.alternatives):
@@ -74,7 +74,7 @@ def _pairwise_disjoint(alternatives: tuple[Alternative, ...]) -> bool:
     return all(disjoint(one, other) for one, other in combinations(alternatives, 2))
 
 
-def _within(read: TimeRange) -> list[exp.Expression]:
+def _within(read: TimeRange) -> list[exp.Expr]:
     return [
         exp.GTE(this=column("time"), expression=timestamp(read.start)),
         exp.LT(this=column("time"), expression=timestamp(read.end)),

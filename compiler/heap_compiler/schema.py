@@ -20,7 +20,11 @@ class Column(NamedTuple):
 _IDENTITY: tuple[Column, ...] = (
     Column("user_id", "bigint", "The user; every table of an app is distributed by it"),
     Column("time", "timestamptz", "When the event happened"),
-    Column("event_id", "bigint", "Orders a user's events of one instant, and makes sending an event twice harmless"),
+    Column(
+        "event_id",
+        "bigint",
+        "Orders a user's events of one instant, and makes sending an event twice harmless",
+    ),
     Column("session_id", "bigint", "The visit the event belongs to; unique within its user"),
     Column("type", "text", "What was captured: pageview, click, submit, change, or a custom type"),
 )
@@ -58,8 +62,7 @@ _AUTOCAPTURED: tuple[tuple[str, str], ...] = (
 )
 
 EVENT_COLUMNS: dict[str, Column] = {
-    column.name: column
-    for column in (*_IDENTITY, *(Column(name, "text", comment) for name, comment in _AUTOCAPTURED))
+    column.name: column for column in (*_IDENTITY, *(Column(name, "text", comment) for name, comment in _AUTOCAPTURED))
 }
 """Columns of `<app>.events` that analyses can name. Whatever else an event carries is in `properties jsonb`."""
 

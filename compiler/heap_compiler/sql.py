@@ -51,18 +51,18 @@ def text(value: str) -> exp.Literal:
     return exp.Literal.string(value)
 
 
-def number(value: int | Decimal) -> exp.Expression:
+def number(value: int | Decimal) -> exp.Expr:
     """A numeric constant, written without an exponent."""
     literal = exp.Literal.number(format(abs(value), "f") if isinstance(value, Decimal) else str(abs(value)))
     return exp.Neg(this=literal) if value < 0 else literal
 
 
-def timestamp(value: datetime) -> exp.Expression:
+def timestamp(value: datetime) -> exp.Expr:
     """A timestamptz constant, in UTC whatever the session's zone."""
     return cast(text(_utc(value)), "timestamptz")
 
 
-def timestamps(values: Sequence[datetime]) -> exp.Expression:
+def timestamps(values: Sequence[datetime]) -> exp.Expr:
     """A timestamptz[] constant as one literal: thousands of boundaries still parse fast."""
     return cast(text("{" + ",".join(f'"{_utc(value)}"' for value in values) + "}"), "timestamptz[]")
 
@@ -73,34 +73,34 @@ def _utc(value: datetime) -> str:
     return f"{instant.year:04d}-{instant:%m-%d %H:%M:%S}{fraction}+00"
 
 
-def elapsed(value: timedelta) -> exp.Expression:
+def elapsed(value: timedelta) -> exp.Expr:
     """An interval constant in hours: arithmetic with days in it is several times slower in PostgreSQL."""
     seconds = value.days * 86_400 + value.seconds
     written = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
     return cast(text(written), "interval")
 
 
-def function(name: str, *arguments: exp.Expression) -> exp.Expression:
+def function(name: str, *arguments: exp.Expr) -> exp.Expr:
     """A call of a PostgreSQL function by its own name."""
     return exp.Anonymous(this=name, expressions=list(arguments))
 
 
-def text_array(values: Iterable[exp.Expression]) -> exp.Expression:
+def text_array(values: Iterable[exp.Expr]) -> exp.Expr:
     """A text[] of the values; the cast keeps the empty one typed."""
     return cast(exp.Array(expressions=list(values)), "text[]")
 
 
-def all_of(conditions: Sequence[exp.Expression]) -> exp.Expression:
+def all_of(conditions: Sequence[exp.Expr]) -> exp.Expr:
     """The conjunction; of nothing, TRUE."""
     return exp.and_(*conditions, copy=False) if conditions else exp.true()
 
 
-def any_of(conditions: Sequence[exp.Expression]) -> exp.Expression:
+def any_of(conditions: Sequence[exp.Expr]) -> exp.Expr:
     """The disjunction, in parentheses."""
     return exp.paren(exp.or_(*conditions, copy=False)) if len(conditions) > 1 else conditions[0]
 
 
-def conjuncts(condition: exp.Expression) -> Iterator[exp.Expression]:
+def conjuncts(condition: exp.Expr) -> Iterator[exp.Expr]:
     """The parts of a conjunction, nested ones flattened, without the parentheses around them.
 
     >>> [part.sql() for part in conjuncts(exp.maybe_parse("a = 1 AND (b = 2 AND c = 3)"))]
@@ -132,7 +132,7 @@ def _table(name: str, schema: str, alias: str | None = None) -> exp.Table:
     )
 
 
-def share(part: exp.Expression, whole: exp.Expression) -> exp.Expression:
+def share(part: exp.Expr, whole: exp.Expr) -> exp.Expr:
     """part / whole as numeric with 8 decimals, null when the whole is 0."""
     ratio = exp.Div(this=cast(part, "numeric"), expression=exp.Nullif(this=whole, expression=number(0)))
     return function("trim_scale", function("round", ratio, number(8)))
@@ -143,14 +143,14 @@ def subquery(query: exp.Query, alias: str) -> exp.Subquery:
     return exp.Subquery(this=query, alias=exp.TableAlias(this=exp.to_identifier(alias)))
 
 
-def named(value: exp.Expression, name: str) -> exp.Expression:
+def named(value: exp.Expr, name: str) -> exp.Expr:
     """`value AS name`; a column that has the name already stays as it is."""
     if isinstance(value, exp.Column) and value.name == name:
         return value
     return exp.Alias(this=value, alias=exp.to_identifier(name))
 
 
-def cast(value: exp.Expression, type_name: str) -> exp.Cast:
+def cast(value: exp.Expr, type_name: str) -> exp.Cast:
     """CAST(value AS type_name), a PostgreSQL type."""
     return exp.Cast(this=value, to=_data_type(type_name).copy())
 
@@ -160,31 +160,29 @@ def _data_type(type_name: str) -> exp.DataType:
     return exp.DataType.build(type_name, dialect="postgres")
 
 
-def is_set(value: exp.Expression) -> exp.Expression:
+def is_set(value: exp.Expr) -> exp.Expr:
     """value IS NOT NULL"""
     return exp.Not(this=exp.Is(this=value, expression=exp.Null()))
 
 
-def join(
-    source: exp.Expression, on: Sequence[exp.Expression] = (), kind: Literal["", "CROSS", "LEFT"] = ""
-) -> exp.Join:
+def join(source: exp.Expr, on: Sequence[exp.Expr] = (), kind: Literal["", "CROSS", "LEFT"] = "") -> exp.Join:
     """A join for `select`."""
     sides = {"side": "LEFT"} if kind == "LEFT" else {"kind": kind}
     return exp.Join(this=source, on=all_of(on) if on else None, **sides)
 
 
 def select(
-    columns: Iterable[exp.Expression],
-    source: exp.Expression | str,
+    columns: Iterable[exp.Expr],
+    source: exp.Expr | str,
     *,
     joins: Sequence[exp.Join] = (),
-    where: Sequence[exp.Expression] = (),
-    group_by: Sequence[exp.Expression] = (),
-    having: exp.Expression | None = None,
+    where: Sequence[exp.Expr] = (),
+    group_by: Sequence[exp.Expr] = (),
+    having: exp.Expr | None = None,
     windows: Sequence[exp.Window] = (),
     distinct: bool = False,
-    distinct_on: Sequence[exp.Expression] = (),
-    order_by: Sequence[exp.Expression] = (),
+    distinct_on: Sequence[exp.Expr] = (),
+    order_by: Sequence[exp.Expr] = (),
     limit: int | None = None,
 ) -> exp.Select:
     """A SELECT. It takes its parts as they are: sqlglot's own builder copies each of them, half of all compile time."""
@@ -213,9 +211,7 @@ def select(
 
 def with_ctes(query: exp.Select, ctes: Iterable[tuple[str, exp.Query]]) -> exp.Select:
     """The query with the named queries in front of it."""
-    named_queries = [
-        exp.CTE(this=cte, alias=exp.TableAlias(this=exp.to_identifier(name))) for name, cte in ctes
-    ]
+    named_queries = [exp.CTE(this=cte, alias=exp.TableAlias(this=exp.to_identifier(name))) for name, cte in ctes]
     query.set("with_", exp.With(expressions=named_queries))
     return query
 
@@ -231,8 +227,12 @@ def union_all(queries: Sequence[exp.Query]) -> exp.Query:
     return union
 
 
-def generate(expression: exp.Expression) -> str:
+def generate(expression: exp.Expr) -> str:
     """PostgreSQL's text of the expression. Queries are laid out for reading."""
     return expression.sql(
-        dialect="postgres", pretty=isinstance(expression, exp.Query), normalize_functions=False, comments=False, copy=False
+        dialect="postgres",
+        pretty=isinstance(expression, exp.Query),
+        normalize_functions=False,
+        comments=False,
+        copy=False,
     )

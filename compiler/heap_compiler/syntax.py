@@ -243,9 +243,7 @@ class DropEvent(Statement):
 class Measure(Node):
     """`count of E`, `users of E`, `sessions of E`, `sum(amount) of E` ..."""
 
-    function: Literal[
-        "count", "users", "sessions", "sum", "avg", "min", "max", "median", "p75", "p90", "p95", "p99"
-    ]
+    function: Literal["count", "users", "sessions", "sum", "avg", "min", "max", "median", "p75", "p90", "p95", "p99"]
     property: Property | None
     event: Event
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -17,6 +17,9 @@ from typing import Any, TextIO
 from zoneinfo import ZoneInfo
 
 from heap_extension.load import LOADED_COLUMNS, LoadedEvent, hash_bigint
+
+_Rows = Generator[tuple[int, Mapping[str, Any] | None, list[str]], None, None]
+"""Line number, fields by name, and the row as written; for a row that is none, no fields, and the reason before it."""
 
 __all__ = ["FileReader", "ImportMapping", "ImportRefusedError", "Rejections"]
 
@@ -128,7 +131,7 @@ class FileReader:
                 except _RejectedRowError as rejected:
                     self.rejections.add(line, str(rejected), written[-1] if row is None else "\t".join(written))
 
-    def _rows(self) -> Iterator[tuple[int, Mapping[str, Any] | None, list[str]]]:
+    def _rows(self) -> _Rows:
         match self.path.suffix.lower():
             case ".csv":
                 return self._separated(",")
@@ -140,7 +143,7 @@ class FileReader:
                 return self._parquet()
         raise ImportRefusedError(f"{self.path.name}: the ending should be .csv, .tsv, .ndjson, .jsonl or .parquet")
 
-    def _separated(self, delimiter: str) -> Iterator[tuple[int, Mapping[str, Any] | None, list[str]]]:
+    def _separated(self, delimiter: str) -> _Rows:
         # Bytes that are no UTF-8 come in as escapes, so that one bad row cannot end the import.
         with self.path.open(encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
             quoting: Any = {"quoting": csv.QUOTE_NONE} if delimiter == "\t" else {}
@@ -174,14 +177,14 @@ class FileReader:
             yield line
 
     def _typed(self, name: str, value: str) -> Any:
-        """A field of a text file: null when empty; a property is a number where it is written as JSON would write it."""
+        """A field of a text file: null when empty; a property is a number where JSON would write it so."""
         if value == "":
             return None
         if name not in self._texts and _NUMBER.fullmatch(value):
             return float(value) if "." in value else int(value)
         return value
 
-    def _ndjson(self) -> Iterator[tuple[int, Mapping[str, Any] | None, list[str]]]:
+    def _ndjson(self) -> _Rows:
         with self.path.open(encoding="utf-8-sig", errors="backslashreplace") as file:
             for line, text in enumerate(self._counted(file), start=1):
                 if not text.strip():
@@ -196,7 +199,7 @@ class FileReader:
                     continue
                 yield line, row, [text.rstrip("\n")]
 
-    def _parquet(self) -> Iterator[tuple[int, Mapping[str, Any] | None, list[str]]]:
+    def _parquet(self) -> _Rows:
         try:
             from pyarrow import parquet
         except ImportError:

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 
 from heap_extension.postgres import Postgres, python_of_postgres
 
-__all__ = ["InstallError", "VERSION", "extension_scripts", "install", "installed"]
+__all__ = ["VERSION", "InstallError", "extension_scripts", "install", "installed"]
 
 VERSION = metadata.version("heap-analytics")
 _SQL = Path(__file__).parent / "sql"
@@ -42,7 +42,7 @@ def extension_scripts(version: str, python_path: Path, sql: Path = _SQL) -> dict
     idempotent = sorted(sql.glob("idempotent/*.sql"))
 
     def script(files: list[Path]) -> str:
-        guard = "\\echo Use \"CREATE EXTENSION heap CASCADE\" to load this file. \\quit\n"
+        guard = '\\echo Use "CREATE EXTENSION heap CASCADE" to load this file. \\quit\n'
         joined = guard + "\n".join(file.read_text(encoding="utf-8") for file in files)
         return joined.replace("@python_path@", str(python_path)).replace("@version@", version)
 
@@ -139,7 +139,9 @@ def _prepare(target: Path) -> None:
     environment = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(target), "LC_ALL": "C.UTF-8"}
     steps = [[python, "-s", "-c", code], [python, "-s", "-m", "compileall", "-q", target]]
     for step in steps:
-        done = subprocess.run([str(part) for part in step], env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [str(part) for part in step], env=environment, capture_output=True, text=True, check=False
+        )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise InstallError(

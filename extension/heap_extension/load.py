@@ -12,14 +12,15 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import psycopg
+from heap_compiler.schema import EVENT_COLUMNS
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from heap_compiler.schema import EVENT_COLUMNS
-
 __all__ = ["LOADED_COLUMNS", "LoadResult", "LoadedEvent", "Loader", "hash_bigint"]
 
-LOADED_COLUMNS = tuple(name for name in EVENT_COLUMNS if name not in {"user_id", "time", "event_id", "session_id", "type"})
+LOADED_COLUMNS = tuple(
+    name for name in EVENT_COLUMNS if name not in {"user_id", "time", "event_id", "session_id", "type"}
+)
 """Text columns of an event, in the order of `LoadedEvent.columns`."""
 
 _SESSION_GAP = "30 minutes"
@@ -51,7 +52,9 @@ class LoadResult(NamedTuple):
 
 def hash_bigint(text: str) -> int:
     """A signed 64-bit hash of the text, the same on every machine: how string ids become bigint ones."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big", signed=True)
+    return int.from_bytes(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big", signed=True
+    )
 
 
 class Loader:
@@ -74,7 +77,7 @@ class Loader:
             cursor.execute("ANALYZE heap_staging")
             cursor.execute("SELECT min(time), max(time) FROM heap_staging")
             first, last = cursor.fetchone() or (None, None)
-            if first is None:
+            if first is None or last is None:
                 return LoadResult(0, 0, 0, 0)
             self._loaded = first, last
             cursor.execute("SELECT heap.make_partitions(%s, %s, %s)", (self.app, first, last))
@@ -84,8 +87,10 @@ class Loader:
         return LoadResult(staged, inserted, staged - inserted, users)
 
     def tidy(self) -> None:
-        """VACUUM and ANALYZE what was loaded, outside a transaction: index-only scans need the visibility map, plans the
-        statistics. Empty partitions are left alone: once PostgreSQL knows one is empty, it reads it without its index,
+        """VACUUM and ANALYZE what was loaded, outside a transaction.
+
+        Index-only scans need the visibility map, and plans
+        the statistics. Empty partitions are left alone: once PostgreSQL knows one is empty, it reads it without its index,
         and sorts what it would otherwise merge."""
         if self._loaded is None:
             return
@@ -109,11 +114,21 @@ class Loader:
         return staged
 
     def _sql(self, text: str) -> sql.Composed:
-        return sql.SQL(text).format(schema=sql.Identifier(self.app))  # type: ignore[arg-type]
+        return sql.SQL(text).format(schema=sql.Identifier(self.app))
 
 
 _STAGED = ", ".join(
-    ["user_id", "identity", "time", "event_id", "session_id", "type", *LOADED_COLUMNS, "properties", "row_hash"]
+    [
+        "user_id",
+        "identity",
+        "time",
+        "event_id",
+        "session_id",
+        "type",
+        *LOADED_COLUMNS,
+        "properties",
+        "row_hash",
+    ]
 )
 
 _STAGING = (

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from heap_compiler.hierarchy import Element, encode
+
 from heap_extension.load import LOADED_COLUMNS, LoadedEvent, hash_bigint
 
 __all__ = ["DAYS", "DEFINITIONS", "shop_events"]
@@ -28,7 +29,14 @@ DEFINITIONS = {
 }
 """The demo's defined events."""
 
-_COUNTRIES = {"US": (34, 1.0), "DE": (18, 1.3), "GB": (14, 1.1), "FR": (12, 0.9), "IN": (12, 0.6), "BR": (10, 0.7)}
+_COUNTRIES = {
+    "US": (34, 1.0),
+    "DE": (18, 1.3),
+    "GB": (14, 1.1),
+    "FR": (12, 0.9),
+    "IN": (12, 0.6),
+    "BR": (10, 0.7),
+}
 _DEVICES = {"desktop": (55, 1.25), "mobile": (38, 0.7), "tablet": (7, 0.9)}
 _BROWSERS = ["Chrome", "Chrome", "Chrome", "Safari", "Firefox", "Edge"]
 _CAMPAIGNS = [
@@ -43,7 +51,11 @@ _PLANS = ["free", "free", "free", "pro", "team"]
 
 _BODY = [Element("html"), Element("body")]
 _SIGN_UP = encode(
-    [*_BODY, Element("form", "signup-form", ["signup", "card"]), Element("button", None, ["primary", "large"], {}, 3)]
+    [
+        *_BODY,
+        Element("form", "signup-form", ["signup", "card"]),
+        Element("button", None, ["primary", "large"], {}, 3),
+    ]
 )
 _NAV_SIGN_UP = encode([*_BODY, Element("nav", None, ["top"]), Element("a", None, ["link"], {"href": "/signup"}, 4)])
 _ADD_TO_CART = encode([*_BODY, Element("main"), Element("button", "add-to-cart", ["primary"], {"type": "button"}, 1)])

@@ -6,12 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
-
 from heap_compiler import CompiledDefinition, CompiledQuery, HeapError, compile_statement
+
 from tests.dictionary_catalog import DictionaryCatalog
 
 _CASES = sorted(Path(__file__).parent.glob("cases/*.md"))
-_CASE = re.compile(r"^```heap\n(?P<statement>.*?)\n```\n(?:\n```(?P<kind>sql|error)\n(?P<expected>.*?)\n```\n)?", re.M | re.S)
+_CASE = re.compile(
+    r"^```heap\n(?P<statement>.*?)\n```\n(?:\n```(?P<kind>sql|error)\n(?P<expected>.*?)\n```\n)?", re.M | re.S
+)
 
 
 def _compiled(statement: str) -> tuple[str, str]:

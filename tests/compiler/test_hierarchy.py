@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 import pytest
-
 from heap_compiler import HeapError
 from heap_compiler.hierarchy import Element, encode, selector_pattern
 
@@ -39,7 +38,20 @@ def test_selectors_that_do_not(selector: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "selector", ["", "a:hover", "a + b", "a ~ b", "a:not(.b)", "a:nth-child(3n+1)", "a::before", "ns|a", "..", "#a#b", "["]
+    "selector",
+    [
+        "",
+        "a:hover",
+        "a + b",
+        "a ~ b",
+        "a:not(.b)",
+        "a:nth-child(3n+1)",
+        "a::before",
+        "ns|a",
+        "..",
+        "#a#b",
+        "[",
+    ],
 )
 def test_selectors_that_cannot_be_answered_say_so(selector: str) -> None:
     with pytest.raises(HeapError):

@@ -82,7 +82,9 @@ def test_a_definition_cannot_contain_itself(app: psycopg.Connection[Any]) -> Non
         app.execute("SELECT heap.define_event('A', '\"B\"')")
 
 
-def test_dropping_removes_the_index_unless_another_event_needs_the_definition(app: psycopg.Connection[Any]) -> None:
+def test_dropping_removes_the_index_unless_another_event_needs_the_definition(
+    app: psycopg.Connection[Any],
+) -> None:
     app.execute("SELECT heap.define_event('A', 'pageview'), heap.define_event('B', '\"A\" or x')")
     with app.transaction(), pytest.raises(psycopg.Error, match='"A" is part of "B"'), app.transaction():
         app.execute("SELECT heap.drop_event('A')")
@@ -94,7 +96,9 @@ def test_dropping_removes_the_index_unless_another_event_needs_the_definition(ap
 
 def test_new_partitions_have_every_index_and_take_over_what_waited(app: psycopg.Connection[Any]) -> None:
     app.execute("SELECT heap.define_event('A', 'pageview')")
-    app.execute("INSERT INTO defs.events (user_id, time, event_id, type) VALUES (7, '2024-02-29 12:00Z', 1, 'pageview')")
+    app.execute(
+        "INSERT INTO defs.events (user_id, time, event_id, type) VALUES (7, '2024-02-29 12:00Z', 1, 'pageview')"
+    )
     app.execute("SELECT heap.make_partitions('defs', '2024-02-01', '2024-03-31')")
     rows = app.execute("SELECT tableoid::regclass::text FROM defs.events WHERE user_id = 7").fetchall()
     if not app.execute("SELECT 1 FROM pg_extension WHERE extname = 'citus'").fetchone():
@@ -103,9 +107,13 @@ def test_new_partitions_have_every_index_and_take_over_what_waited(app: psycopg.
     assert app.execute("SELECT index_state FROM heap.events WHERE app = 'defs'").fetchall() == [("ready",)]
 
 
-@pytest.mark.parametrize("document", ["null", "5", '"text"', "[1, [2]]", "true", '{"a": {"b": [null]}}', "{}", '"\\ud83d\\ude00"'])
+@pytest.mark.parametrize(
+    "document", ["null", "5", '"text"', "[1, [2]]", "true", '{"a": {"b": [null]}}', "{}", '"\\ud83d\\ude00"']
+)
 def test_no_json_makes_an_insert_or_an_analysis_fail(app: psycopg.Connection[Any], document: str) -> None:
-    app.execute("SELECT heap.define_event('Deep', 'any where a > 5 or b contains ''x'' or c in (1, ''y'') or not d = true')")
+    app.execute(
+        "SELECT heap.define_event('Deep', 'any where a > 5 or b contains ''x'' or c in (1, ''y'') or not d = true')"
+    )
     app.execute(
         "INSERT INTO defs.events (user_id, time, event_id, type, properties) VALUES (9, '2026-01-15', 1, 'x', %s::jsonb)",
         (document,),
@@ -120,7 +128,11 @@ def test_apps_are_created_once_and_dropped_whole(app: psycopg.Connection[Any]) -
     for name in ("Shop", "pg_x", "heap", "", "a b", "a" * 40):
         with app.transaction(), pytest.raises(psycopg.Error, match="cannot name an app"), app.transaction():
             app.execute("SELECT heap.create_app(%s)", (name,))
-    with app.transaction(), pytest.raises(psycopg.Error, match="did you mean 'Europe/Berlin'"), app.transaction():
+    with (
+        app.transaction(),
+        pytest.raises(psycopg.Error, match="did you mean 'Europe/Berlin'"),
+        app.transaction(),
+    ):
         app.execute("SELECT heap.create_app('zoned', 'Europe/Brelin')")
     app.execute("SELECT heap.drop_app('defs')")
     assert app.execute("SELECT count(*) FROM heap.event_definition WHERE app = 'defs'").fetchone() == (0,)

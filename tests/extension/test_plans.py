@@ -41,7 +41,9 @@ def _scans(nodes: list[dict[str, Any]], alias: str) -> list[dict[str, Any]]:
     return [node for node in nodes if "Scan" in node.get("Node Type", "") and node.get("Alias", "").startswith(alias)]
 
 
-def test_every_step_is_an_index_only_scan_of_its_own_index_and_nothing_sorts(shop: psycopg.Connection[Any]) -> None:
+def test_every_step_is_an_index_only_scan_of_its_own_index_and_nothing_sorts(
+    shop: psycopg.Connection[Any],
+) -> None:
     nodes = _plan(shop, _FUNNEL)
     for step, slug in ((1, "viewed_pricing"), (2, "clicked_sign_up"), (3, "purchase")):
         scans = _scans(nodes, f"step_{step}")

@@ -18,7 +18,11 @@ _WINDOWS = [("1 second", timedelta(seconds=1)), ("1 hour", timedelta(hours=1)), 
             ("8 days", timedelta(days=8))]  # fmt: skip
 _RANGES = [
     ("over last 30 days", datetime(2025, 10, 7, tzinfo=ZONE), datetime(2025, 11, 6, tzinfo=ZONE)),
-    ("from '2025-10-26' to '2025-10-26'", datetime(2025, 10, 26, tzinfo=ZONE), datetime(2025, 10, 27, tzinfo=ZONE)),
+    (
+        "from '2025-10-26' to '2025-10-26'",
+        datetime(2025, 10, 26, tzinfo=ZONE),
+        datetime(2025, 10, 27, tzinfo=ZONE),
+    ),
     ("since '2025-10-31 13:00'", datetime(2025, 10, 31, 12, tzinfo=UTC), datetime(2025, 11, 6, tzinfo=ZONE)),
 ]
 _GROUPS = [
@@ -84,7 +88,7 @@ def test_top_groups_fold_the_rest(asked: psycopg.Connection[Any]) -> None:
     insert(asked, APP, events)
     found = asked.execute(
         "SELECT group_key, step, users, conversion, median_time FROM heap.funnel(%s)",
-        ("\"Viewed a\" -> \"Purchase\" group by country top 1",),
+        ('"Viewed a" -> "Purchase" group by country top 1',),
     ).fetchall()
     assert found == [
         ("DE", 1, 2, 1, None),

@@ -87,7 +87,7 @@ def test_several_series_share_their_groups_and_top_folds_the_rest(asked: psycopg
     insert(asked, APP, events)
     rows = asked.execute(
         "SELECT series, group_key, value FROM heap.trend(%s)",
-        ("count of \"Viewed\" as views, users of any, sum(amount) of purchase as revenue group by country top 1",),
+        ('count of "Viewed" as views, users of any, sum(amount) of purchase as revenue group by country top 1',),
     ).fetchall()
     assert rows == [
         ("views", "DE", 2),

@@ -71,7 +71,9 @@ def bind_funnel(statement: syntax.AnalysisStatement, binder: Binder) -> FunnelPl
     steps = typing_cast("tuple[syntax.Step, ...]", statement.head)
     if not 2 <= len(steps) <= _MAX_STEPS:
         raise HeapError(
-            f"a funnel has 2 to {_MAX_STEPS} steps, this one {len(steps)}", steps[-1].span, "funnel A -> B -> C"
+            f"a funnel has 2 to {_MAX_STEPS} steps, this one {len(steps)}",
+            steps[-1].span,
+            "funnel A -> B -> C",
         )
     within, top = binder.clause(syntax.Within), binder.clause(syntax.Top)
     if top is not None and not binder.group_keys:
@@ -125,7 +127,7 @@ def lower_funnel(plan: FunnelPlan) -> exp.Query:
     )
     values = column("group_values", totals)
     key = group_key(plan.group_keys, values, has_other=plan.top is not None)
-    order: list[exp.Expression] = []
+    order: list[exp.Expr] = []
     if plan.group_keys:
         is_other = exp.EQ(this=values.copy(), expression=OTHER.copy())
         largest = exp.Ordered(this=column("users_1", totals), desc=True, nulls_first=False)
@@ -152,9 +154,7 @@ def _entries(plan: FunnelPlan) -> exp.Query:
     """The events of step 1, numbered per user, with their group values: a chain knows its entry by that number."""
     entry_step = plan.sequence.steps[0]
     assert entry_step.read is not None
-    values = {
-        f"group_{index}": key.value for index, key in enumerate(plan.group_keys, start=1) if not key.of_user
-    }
+    values = {f"group_{index}": key.value for index, key in enumerate(plan.group_keys, start=1) if not key.of_user}
     columns = {**{name: column(name) for name in EVENT_ORDER}, **values}
     read = union_all(scans(plan.sequence.schema, entry_step.event, entry_step.read, columns, alias="entry"))
     ordinal = exp.Window(
@@ -163,14 +163,15 @@ def _entries(plan: FunnelPlan) -> exp.Query:
         order=exp.Order(expressions=[column("time"), column("event_id")]),
     )
     return select(
-        [column("user_id"), named(ordinal, "entry"), *(column(name) for name in values)], subquery(read, "entered")
+        [column("user_id"), named(ordinal, "entry"), *(column(name) for name in values)],
+        subquery(read, "entered"),
     )
 
 
 def _totals(plan: FunnelPlan) -> exp.Query:
     """Per group: how many users completed each step, and the seconds each took since the step before."""
     steps = len(plan.sequence.steps)
-    columns: list[exp.Expression] = [
+    columns: list[exp.Expr] = [
         named(exp.Count(this=column(f"time_{index}_{index}")), f"users_{index}") for index in range(1, steps + 1)
     ]
     for index in range(2, steps + 1):
@@ -180,7 +181,7 @@ def _totals(plan: FunnelPlan) -> exp.Query:
         )
         columns.append(named(seconds, f"seconds_{index}"))
     joins, group_by = [], []
-    groups: exp.Expression = cast(exp.Null(), "text[]")
+    groups: exp.Expr = cast(exp.Null(), "text[]")
     if plan.group_keys:
         groups = group_values(plan.group_keys)
         group_by = [column(f"group_{index}") for index in range(1, len(plan.group_keys) + 1)]
@@ -196,11 +197,11 @@ def _totals(plan: FunnelPlan) -> exp.Query:
     return select([*columns, named(groups, "group_values")], "chains", joins=joins, where=where, group_by=group_by)
 
 
-def _same_user(table: str) -> exp.Expression:
+def _same_user(table: str) -> exp.Expr:
     return exp.EQ(this=column("user_id", table), expression=column("user_id", "chains"))
 
 
-def _entry(steps: int) -> exp.Expression:
+def _entry(steps: int) -> exp.Expr:
     """The entry of the user's chain, the one that reaches furthest; those who only entered did so first at 1."""
     return exp.Coalesce(
         this=column(f"entry_{steps}", "chains"),
@@ -208,13 +209,11 @@ def _entry(steps: int) -> exp.Expression:
     )
 
 
-def _gap(steps: int, index: int) -> exp.Expression:
+def _gap(steps: int, index: int) -> exp.Expr:
     """Seconds between two steps on the user's chain: on the furthest one the user completed."""
     branches = []
     for furthest in range(steps, index - 1, -1):
-        taken = exp.Sub(
-            this=column(f"time_{furthest}_{index}"), expression=column(f"time_{furthest}_{index - 1}")
-        )
+        taken = exp.Sub(this=column(f"time_{furthest}_{index}"), expression=column(f"time_{furthest}_{index - 1}"))
         completed = is_set(column(f"time_{furthest}_{furthest}"))
         branches.append(exp.If(this=completed, true=function("date_part", text("epoch"), taken)))
     return exp.Case(ifs=branches)
@@ -246,17 +245,17 @@ def _folded(plan: FunnelPlan) -> exp.Select:
     return select([shown, *users], "ranked", group_by=[column("shown")])
 
 
-def _median(plan: FunnelPlan, totals: str, index: int) -> exp.Expression:
+def _median(plan: FunnelPlan, totals: str, index: int) -> exp.Expr:
     ordered = exp.Order(expressions=[column("seconds")])
     half = exp.PercentileCont(this=exp.Literal.number("0.5"))
     return _over_seconds(plan, totals, index, exp.WithinGroup(this=half, expression=ordered))
 
 
-def _average(plan: FunnelPlan, totals: str, index: int) -> exp.Expression:
+def _average(plan: FunnelPlan, totals: str, index: int) -> exp.Expr:
     return _over_seconds(plan, totals, index, exp.Avg(this=column("seconds")))
 
 
-def _over_seconds(plan: FunnelPlan, totals: str, index: int, aggregate: exp.Expression) -> exp.Expression:
+def _over_seconds(plan: FunnelPlan, totals: str, index: int, aggregate: exp.Expr) -> exp.Expr:
     """An aggregate over the seconds to one step; of a folded group, over those of all its groups."""
     if index == 1:
         return cast(exp.Null(), "double precision")
@@ -268,12 +267,10 @@ def _over_seconds(plan: FunnelPlan, totals: str, index: int, aggregate: exp.Expr
     if plan.top is None:
         return exp.Subquery(this=select([aggregate], unnested))
     same_group = exp.EQ(this=column("shown", "ranked"), expression=column("group_values", totals))
-    return exp.Subquery(
-        this=select([aggregate], "ranked", joins=[join(unnested, kind="CROSS")], where=[same_group])
-    )
+    return exp.Subquery(this=select([aggregate], "ranked", joins=[join(unnested, kind="CROSS")], where=[same_group]))
 
 
-def _interval(seconds: exp.Expression) -> exp.Expression:
+def _interval(seconds: exp.Expr) -> exp.Expr:
     second = cast(text("1 second"), "interval")
     return function("justify_hours", exp.Mul(this=seconds, expression=second))
 

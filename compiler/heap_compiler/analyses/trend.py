@@ -56,7 +56,7 @@ class TrendSeries:
     name: str
     function: str
     event: BoundEvent
-    value: exp.Expression | None
+    value: exp.Expr | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def lower_trend(plan: TrendPlan) -> exp.Query:
     values = column("group_values")
     key = group_key(plan.group_keys, values, has_other=plan.top is not None)
     is_other = exp.EQ(this=values.copy(), expression=OTHER.copy())
-    order = [column("bucket"), column("series_number"), *([is_other] if plan.top is not None else [])]
+    order: list[exp.Expr] = [column("bucket"), column("series_number"), *([is_other] if plan.top is not None else [])]
     query = select(
         [column("bucket"), column("series"), named(key, "group_key"), column("value")],
         subquery(rows, "shown"),
@@ -133,15 +133,13 @@ def _series_rows(plan: TrendPlan, series: TrendSeries, index: int) -> exp.Select
         offset=exp.to_identifier("bucket_number"),
     )
     cte = f"series_{index}"
-    value: exp.Expression = column("value", cte)
+    value: exp.Expr = column("value", cte)
     if series.function in {"count", "users", "sessions", "sum"}:
         value = exp.Coalesce(this=value, expressions=[number(0)])
     has_groups = bool(plan.group_keys)
     bucket = column("bucket", "buckets") if plan.buckets else cast(exp.Null(), "timestamptz")
     groups = column("group_values", "shown_groups") if has_groups else cast(exp.Null(), "text[]")
-    same: list[exp.Expression] = [
-        exp.EQ(this=column("bucket_number", cte), expression=column("bucket_number", "buckets"))
-    ]
+    same: list[exp.Expr] = [exp.EQ(this=column("bucket_number", cte), expression=column("bucket_number", "buckets"))]
     joins = []
     if has_groups:
         joins.append(join(exp.table_("shown_groups"), kind="CROSS"))
@@ -209,9 +207,7 @@ def _measured(plan: TrendPlan, series: TrendSeries, index: int, *, by_bucket: bo
 def _fold_groups(plan: TrendPlan, rows: exp.Query) -> exp.Query:
     """The rows with one column `group_values`: their group if it is a top one, else `other`."""
     known = column("group_values", "top_groups")
-    grouped = select(
-        [exp.Star(), named(group_values(plan.group_keys), "row_groups")], subquery(rows, "measured")
-    )
+    grouped = select([exp.Star(), named(group_values(plan.group_keys), "row_groups")], subquery(rows, "measured"))
     same_group = exp.EQ(this=known.copy(), expression=column("row_groups", "grouped"))
     folded = named(exp.Coalesce(this=known, expressions=[OTHER.copy()]), "group_values")
     return select(
@@ -221,7 +217,7 @@ def _fold_groups(plan: TrendPlan, rows: exp.Query) -> exp.Query:
     )
 
 
-def _aggregate(name: str) -> exp.Expression:
+def _aggregate(name: str) -> exp.Expr:
     value = column("value")
     match name:
         case "count" | "users":
@@ -241,11 +237,13 @@ def _aggregate(name: str) -> exp.Expression:
     return cast(exp.WithinGroup(this=fraction, expression=ordered), "numeric")
 
 
-def _double(value: exp.Expression) -> exp.Expression:
+def _double(value: exp.Expr) -> exp.Expr:
     """The numeric value as a float, which percentiles interpolate in. JSON can hold numbers a float cannot: too large
     ones count as the largest, too small ones as zero."""
     bounded = function(
-        "greatest", function("least", value.copy(), exp.Literal.number("1e300")), exp.Neg(this=exp.Literal.number("1e300"))
+        "greatest",
+        function("least", value.copy(), exp.Literal.number("1e300")),
+        exp.Neg(this=exp.Literal.number("1e300")),
     )
     rounded = cast(function("round", bounded, number(30)), "double precision")
     return exp.Case(ifs=[exp.If(this=is_set(value), true=rounded)])  # least and greatest overlook nulls
@@ -254,7 +252,7 @@ def _double(value: exp.Expression) -> exp.Expression:
 def _rows(plan: TrendPlan, series: TrendSeries, index: int, *, by_bucket: bool) -> exp.Query:
     """The series' events with what is measured and grouped by, each event once."""
     distinct_anyway = series.function in {"users", "sessions"}
-    columns: dict[str, exp.Expression] = {}
+    columns: dict[str, exp.Expr] = {}
     if distinct_anyway or plan.users is not None or any(key.of_user for key in plan.group_keys):
         columns["user_id"] = column("user_id")
     if series.function == "sessions":
@@ -280,9 +278,7 @@ def _rows(plan: TrendPlan, series: TrendSeries, index: int, *, by_bucket: bool) 
     users = user_values(plan.schema, plan.group_keys)
     same_user = exp.EQ(this=column("user_id", "users"), expression=column("user_id", "events"))
     of_users = [
-        column(f"group_{position}", "users")
-        for position, key in enumerate(plan.group_keys, start=1)
-        if key.of_user
+        column(f"group_{position}", "users") for position, key in enumerate(plan.group_keys, start=1) if key.of_user
     ]
     return select(
         [*(column(name, "events") for name in columns), *of_users],

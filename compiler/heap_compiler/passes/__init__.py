@@ -23,7 +23,7 @@ from heap_compiler.sequence import Sequence
 
 __all__ = ["PREDICATE_PASSES", "QUERY_PASSES", "SEQUENCE_PASSES"]
 
-PREDICATE_PASSES: tuple[Callable[[tuple[exp.Expression, ...]], tuple[exp.Expression, ...]], ...] = (
+PREDICATE_PASSES: tuple[Callable[[tuple[exp.Expr, ...]], tuple[exp.Expr, ...]], ...] = (
     gate_predicates,
     order_conjuncts,
 )

@@ -16,7 +16,7 @@ from heap_compiler.sql import column, conjuncts, function
 __all__ = ["allowed_values", "gate_predicates"]
 
 
-def gate_predicates(conditions: tuple[exp.Expression, ...]) -> tuple[exp.Expression, ...]:
+def gate_predicates(conditions: tuple[exp.Expr, ...]) -> tuple[exp.Expr, ...]:
     """The conditions with their gates in front, keyed columns in the order of `KEYED_COLUMNS`.
 
     >>> [c.sql() for c in gate_predicates((exp.maybe_parse("type = 'click'"),))]
@@ -27,14 +27,14 @@ def gate_predicates(conditions: tuple[exp.Expression, ...]) -> tuple[exp.Express
     return (*gates, *conditions)
 
 
-def _gate(name: str, values: frozenset[str]) -> exp.Expression:
+def _gate(name: str, values: frozenset[str]) -> exp.Expr:
     keys = [function("hashtext", exp.Literal.string(value)) for value in sorted(values)]
     if len(keys) == 1:
         return exp.EQ(this=column(key_column(name)), expression=keys[0])
     return exp.In(this=column(key_column(name)), expressions=keys)
 
 
-def allowed_values(conditions: Iterable[exp.Expression]) -> dict[str, frozenset[str]]:
+def allowed_values(conditions: Iterable[exp.Expr]) -> dict[str, frozenset[str]]:
     """For each column that the conditions pin to constants, the only texts it can have.
 
     >>> allowed_values([exp.maybe_parse("type = 'click' AND (path = '/a' OR path IN ('/b', '/c'))")])
@@ -49,7 +49,7 @@ def allowed_values(conditions: Iterable[exp.Expression]) -> dict[str, frozenset[
     return {name: values for name, values in allowed.items() if values}
 
 
-def _pinned(condition: exp.Expression) -> dict[str, frozenset[str]]:
+def _pinned(condition: exp.Expr) -> dict[str, frozenset[str]]:
     match condition:
         case exp.EQ(this=exp.Column() as of, expression=exp.Literal(is_string=True) as literal):
             return {of.name: frozenset({literal.this})}

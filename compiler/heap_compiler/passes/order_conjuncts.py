@@ -11,7 +11,7 @@ __all__ = ["order_conjuncts"]
 _GATES = {key_column(name) for name in KEYED_COLUMNS}
 
 
-def order_conjuncts(conditions: tuple[exp.Expression, ...]) -> tuple[exp.Expression, ...]:
+def order_conjuncts(conditions: tuple[exp.Expr, ...]) -> tuple[exp.Expr, ...]:
     """The conditions by rising cost, each once; equals keep their order.
 
     >>> [c.sql() for c in order_conjuncts(tuple(map(exp.maybe_parse, ("a ~ 'x'", "a = 'x'", "type_key = 1"))))]
@@ -20,7 +20,7 @@ def order_conjuncts(conditions: tuple[exp.Expression, ...]) -> tuple[exp.Express
     return tuple(sorted(dict.fromkeys(conditions), key=_cost))
 
 
-def _cost(condition: exp.Expression) -> int:
+def _cost(condition: exp.Expr) -> int:
     """A rank, measured per row in PostgreSQL 15: integers 12 ns, text 50 ns, JSON 80 ns, LIKE 0.8 us, regex 4-20 us."""
     if condition.find(exp.Select):
         return 6
@@ -35,5 +35,5 @@ def _cost(condition: exp.Expression) -> int:
     return 0 if _is_gate(condition) else 1
 
 
-def _is_gate(condition: exp.Expression) -> bool:
+def _is_gate(condition: exp.Expr) -> bool:
     return isinstance(condition, (exp.EQ, exp.In)) and condition.this.name in _GATES

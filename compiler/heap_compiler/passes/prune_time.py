@@ -19,6 +19,4 @@ def prune_time(sequence: Sequence) -> Sequence:
     room = _LAST - entry.end
     later = TimeRange(entry.start, entry.end + min(sequence.window + timedelta(microseconds=1), room))
     first, *rest = sequence.steps
-    return replace(
-        sequence, steps=(replace(first, read=entry), *(replace(step, read=later) for step in rest))
-    )
+    return replace(sequence, steps=(replace(first, read=entry), *(replace(step, read=later) for step in rest)))

@@ -20,7 +20,7 @@ def verify_pushdown(query: exp.Query) -> exp.Query:
     for node in query.find_all(exp.Window, exp.Select):
         if isinstance(node, exp.Window):
             _verify_window(node)
-        elif _reads_events(node):
+        elif isinstance(node, exp.Select) and _reads_events(node):
             _verify_select(node)
     return query
 
@@ -56,6 +56,4 @@ def _relates_users(join: exp.Join) -> bool:
     on = join.args.get("on")
     if join.args.get("using") or on is None:
         return any(identifier.name == "user_id" for identifier in join.args.get("using") or ())
-    return any(
-        equality.left.name == equality.right.name == "user_id" for equality in on.find_all(exp.EQ)
-    )
+    return any(equality.left.name == equality.right.name == "user_id" for equality in on.find_all(exp.EQ))

@@ -18,7 +18,18 @@ from sqlglot import exp
 
 from heap_compiler.scan import EVENT_ORDER, scans
 from heap_compiler.sequence import Sequence, SequenceStep
-from heap_compiler.sql import all_of, column, elapsed, function, join, named, number, select, subquery, union_all
+from heap_compiler.sql import (
+    all_of,
+    column,
+    elapsed,
+    function,
+    join,
+    named,
+    number,
+    select,
+    subquery,
+    union_all,
+)
 
 __all__ = ["user_chains"]
 
@@ -54,9 +65,7 @@ def _matched(sequence: Sequence) -> exp.Query:
 def _scan(sequence: Sequence, step: SequenceStep, index: int) -> Iterable[exp.Select]:
     assert step.read is not None
     columns = {**{name: column(name) for name in EVENT_ORDER}, "step": number(index)}
-    return scans(
-        sequence.schema, step.event, step.read, columns, alias=f"step_{index}", ordered=True
-    )
+    return scans(sequence.schema, step.event, step.read, columns, alias=f"step_{index}", ordered=True)
 
 
 def _probe(sequence: Sequence, step: SequenceStep, index: int) -> Iterable[exp.Select]:
@@ -66,9 +75,7 @@ def _probe(sequence: Sequence, step: SequenceStep, index: int) -> Iterable[exp.S
     driver = sequence.steps[step.driver]
     assert driver.read is not None
     times = {"user_id": column("user_id"), "time": column("time")}
-    taken = union_all(
-        scans(sequence.schema, driver.event, driver.read, times, alias=f"step_{index}_users")
-    )
+    taken = union_all(scans(sequence.schema, driver.event, driver.read, times, alias=f"step_{index}_users"))
     users = select(
         [
             column("user_id"),
@@ -80,18 +87,14 @@ def _probe(sequence: Sequence, step: SequenceStep, index: int) -> Iterable[exp.S
     )
     alias = f"step_{index}"
     reach = exp.Add(this=column("last_time", "driver"), expression=elapsed(sequence.window))
-    near = [
+    near: list[exp.Expr] = [
         exp.EQ(this=column("user_id", alias), expression=column("user_id", "driver")),
         exp.GTE(this=column("time", alias), expression=column("first_time", "driver")),
         exp.LTE(this=column("time", alias), expression=reach),
     ]
     columns = {name: column(name) for name in EVENT_ORDER}
-    probe = union_all(
-        scans(sequence.schema, step.event, step.read, columns, alias=alias, extra=near, ordered=True)
-    )
-    lateral = exp.Lateral(
-        this=exp.Subquery(this=probe), alias=exp.TableAlias(this=exp.to_identifier("probe"))
-    )
+    probe = union_all(scans(sequence.schema, step.event, step.read, columns, alias=alias, extra=near, ordered=True))
+    lateral = exp.Lateral(this=exp.Subquery(this=probe), alias=exp.TableAlias(this=exp.to_identifier("probe")))
     yield select(
         [*(column(name, "probe") for name in EVENT_ORDER), named(number(index), "step")],
         subquery(users, "driver"),
@@ -103,7 +106,7 @@ def _probe(sequence: Sequence, step: SequenceStep, index: int) -> Iterable[exp.S
 def _reached(sequence: Sequence, index: int, source: str, *, entries: bool) -> exp.Select:
     """For every event of step `index`, the chain of earlier steps that enters latest: `time_k_j` for j < k."""
     before = index - 1
-    carried = {f"time_{index}_{before}": exp.Max(this=column("time"))}
+    carried: dict[str, exp.Expr] = {f"time_{index}_{before}": exp.Max(this=column("time"))}
     for step in range(before - 1, 0, -1):
         carried[f"time_{index}_{step}"] = exp.Max(this=column(f"time_{before}_{step}"))
     if entries:
@@ -125,9 +128,7 @@ def _earlier(*, exclude_peers: bool) -> exp.Window:
     """The rows of the user before the current one. Where an event may match both steps it stands there twice, as
     peers: a frame of groups that ends before the current one keeps it from following itself."""
     end = {"end": number(1), "end_side": "PRECEDING"} if exclude_peers else {"end": "CURRENT ROW"}
-    spec = exp.WindowSpec(
-        kind="GROUPS" if exclude_peers else "ROWS", start="UNBOUNDED", start_side="PRECEDING", **end
-    )
+    spec = exp.WindowSpec(kind="GROUPS" if exclude_peers else "ROWS", start="UNBOUNDED", start_side="PRECEDING", **end)
     return exp.Window(
         this=exp.to_identifier("earlier"),
         partition_by=[column("user_id")],
@@ -139,7 +140,7 @@ def _earlier(*, exclude_peers: bool) -> exp.Window:
 def _chains(sequence: Sequence, source: str, *, entries: bool) -> exp.Select:
     """Per user, the first event that completes each step inside the window, and the chain that leads to it. Chains
     that end later began no earlier, so the least of every column belongs to that first one."""
-    columns: list[exp.Expression] = [column("user_id")]
+    columns: list[exp.Expr] = [column("user_id")]
     for index in range(1, len(sequence.steps) + 1):
         completes = _completes(index, sequence.window)
         chain = {f"time_{index}_{step}": column(f"time_{index}_{step}") for step in range(1, index)}
@@ -148,12 +149,10 @@ def _chains(sequence: Sequence, source: str, *, entries: bool) -> exp.Select:
             chain[f"entry_{index}"] = column(f"entry_{index}")
         columns += [named(_filter(exp.Min(this=value), completes), name) for name, value in chain.items()]
     entered = exp.EQ(this=column("step"), expression=number(1))
-    return select(
-        columns, source, group_by=[column("user_id")], having=function("bool_or", entered)
-    )
+    return select(columns, source, group_by=[column("user_id")], having=function("bool_or", entered))
 
 
-def _completes(index: int, window: timedelta) -> exp.Expression:
+def _completes(index: int, window: timedelta) -> exp.Expr:
     is_step = exp.EQ(this=column("step"), expression=number(index))
     if index == 1:
         return is_step
@@ -161,5 +160,5 @@ def _completes(index: int, window: timedelta) -> exp.Expression:
     return all_of([is_step, exp.LTE(this=column("time"), expression=reach)])
 
 
-def _filter(aggregate: exp.Expression, condition: exp.Expression) -> exp.Filter:
+def _filter(aggregate: exp.Expr, condition: exp.Expr) -> exp.Filter:
     return exp.Filter(this=aggregate, expression=exp.Where(this=condition.copy()))

@@ -117,5 +117,5 @@ def explain(statement: Statement, dsn: Dsn = None, app: App = None) -> None:
 
 def _print_lines(call: str, statement: str, dsn: str | None, app: str | None) -> None:
     with failing_clearly(), connect(dsn, app) as connection:
-        for (line,) in connection.execute(call, (_read(statement),)):  # type: ignore[arg-type]
+        for (line,) in connection.execute(call, (_read(statement),)):
             typer.echo(line)

@@ -29,7 +29,8 @@ def up(
     data: Data = None,
     port: Annotated[int | None, typer.Option(help="Port on loopback; default: a free one.", show_default=False)] = None,
     preload: Annotated[
-        str | None, typer.Option(help="shared_preload_libraries of a new cluster, such as citus.", show_default=False)
+        str | None,
+        typer.Option(help="shared_preload_libraries of a new cluster, such as citus.", show_default=False),
     ] = None,
 ) -> None:
     """Start an embedded PostgreSQL cluster with the extension, and print its DSN."""
@@ -51,7 +52,8 @@ def down(data: Data = None) -> None:
 
 def install(
     dsn: Annotated[
-        str | None, typer.Option(help="Also create or update the extension in this database.", show_default=False)
+        str | None,
+        typer.Option(help="Also create or update the extension in this database.", show_default=False),
     ] = None,
 ) -> None:
     """Install the extension's files into this machine's PostgreSQL."""

@@ -19,7 +19,8 @@ from heap_extension.postgres import PostgresMissingError, find_postgres
 __all__ = ["App", "Data", "Dsn", "connect", "embedded_cluster", "fail", "failing_clearly"]
 
 Dsn = Annotated[
-    str | None, typer.Option(help="The database; default: HEAP_DSN, else the cluster of `heap up`.", show_default=False)
+    str | None,
+    typer.Option(help="The database; default: HEAP_DSN, else the cluster of `heap up`.", show_default=False),
 ]
 App = Annotated[str | None, typer.Option(help="The app; default: the only one there is.", show_default=False)]
 Data = Annotated[

@@ -30,7 +30,8 @@ _ANALYSES = (
 
 
 def demo(
-    dsn: Dsn = None, users: Annotated[int, typer.Option(help="Visitors to generate; 17 events each.")] = 11_500
+    dsn: Dsn = None,
+    users: Annotated[int, typer.Option(help="Visitors to generate; 17 events each.")] = 11_500,
 ) -> None:
     """Load a generated shop into the app `shop`, define events and print real analyses."""
     console = Console(highlight=False, width=110)

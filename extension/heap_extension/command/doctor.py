@@ -52,7 +52,9 @@ def _machine() -> Iterator[Finding]:
         return
     yield Finding(True, f"PostgreSQL {postgres.version} in {postgres.bin}")
     yield Finding(
-        postgres.has_extension("plpython3u"), "PL/Python", f"apt-get install postgresql-plpython3-{postgres.version}"
+        postgres.has_extension("plpython3u"),
+        "PL/Python",
+        f"apt-get install postgresql-plpython3-{postgres.version}",
     )
     yield Finding(installed(postgres), f"the files of heap {VERSION} in PostgreSQL", "heap install, as root")
     yield Finding(
@@ -69,7 +71,7 @@ def _database(dsn: str) -> Iterator[Finding]:
     with psycopg.connect(dsn, application_name="heap doctor") as connection:
 
         def ask(query: str) -> str | None:
-            row = connection.execute(query).fetchone()  # type: ignore[arg-type]
+            row = connection.execute(query).fetchone()
             return None if row is None else str(row[0])
 
         version = ask("SELECT extversion FROM pg_extension WHERE extname = 'heap'")

@@ -35,7 +35,8 @@ def import_file(
     ] = None,
     time_zone: Annotated[str, typer.Option(help="Zone of a new app.")] = "UTC",
     rejected: Annotated[
-        Path | None, typer.Option(help="Where refused rows go; default: <file>.rejected.tsv", show_default=False)
+        Path | None,
+        typer.Option(help="Where refused rows go; default: <file>.rejected.tsv", show_default=False),
     ] = None,
     dsn: Dsn = None,
 ) -> None:

@@ -14,6 +14,7 @@ from heap_compiler import (
     compile_definition,
     compile_statement,
 )
+
 from heap_extension.server import apps, definitions, plans
 from heap_extension.server.catalog import App, Database, DatabaseCatalog
 

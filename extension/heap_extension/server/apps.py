@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 from heap_compiler import HeapError
 from heap_compiler.errors import nearest
 from heap_compiler.schema import EVENT_COLUMNS, KEYED_COLUMNS, USER_COLUMNS, key_column
+
 from heap_extension.server.catalog import Database, known_apps, rows, unknown_app
 from heap_extension.server.indexes import create_index
 from heap_extension.server.quote import identifier, literal, qualified
@@ -20,7 +21,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
 _RESERVED = {"heap", "public", "citus", "information_schema"}
 _MONTHS_AHEAD = 3
 _MAX_PARTITIONS = 1_200
-_STORED = [name for name in EVENT_COLUMNS] + ["properties"]
+_STORED = [*EVENT_COLUMNS, "properties"]
 
 
 def create_app(database: Database, name: str | None, time_zone: str | None) -> list[str]:
@@ -135,9 +136,7 @@ def make_partitions(database: Database, name: str | None, first: str | None, las
     waiting = {row["month"] for row in rows(database, _WAITING.format(table=qualified(name, "events_default")))}
     definitions = [
         (row["index_suffix"], row["predicate"])
-        for row in rows(
-            database, "SELECT index_suffix, predicate FROM heap.event_definition WHERE app = $1", app=name
-        )
+        for row in rows(database, "SELECT index_suffix, predicate FROM heap.event_definition WHERE app = $1", app=name)
     ]
     commands = [f"LOCK TABLE {qualified(name, 'events')} IN SHARE ROW EXCLUSIVE MODE"] if waiting else []
     for month in missing:
@@ -157,15 +156,11 @@ def _partition_name(month: int) -> str:
     return f"events_{month // 12:04d}_{month % 12 + 1:02d}"
 
 
-def _partition(
-    app: str, month: int, definitions: list[tuple[str, str]], *, waiting: bool
-) -> Iterator[str]:
+def _partition(app: str, month: int, definitions: list[tuple[str, str]], *, waiting: bool) -> Iterator[str]:
     """One month's partition. With `waiting`, events of that month are in the default partition and move over."""
     name = _partition_name(month)
     table, events, default = qualified(app, name), qualified(app, "events"), qualified(app, "events_default")
-    bounds = [
-        literal(f"{bound // 12:04d}-{bound % 12 + 1:02d}-01 00:00:00+00") for bound in (month, month + 1)
-    ]
+    bounds = [literal(f"{bound // 12:04d}-{bound % 12 + 1:02d}-01 00:00:00+00") for bound in (month, month + 1)]
     if waiting:
         columns = ", ".join(identifier(column) for column in _STORED)
         of_month = f"time >= {bounds[0]} AND time < {bounds[1]}"

@@ -84,7 +84,9 @@ class App:
             try:
                 now = parse_time(row["set_now"], Span(0, 0), zone).instant
             except HeapError as error:
-                raise HeapError(f"the setting heap.now: {error.message}", hint="write it as '2025-06-01 12:30'") from None
+                raise HeapError(
+                    f"the setting heap.now: {error.message}", hint="write it as '2025-06-01 12:30'"
+                ) from None
         return cls(row["name"], zone, int(row["version"]), now)
 
 

@@ -1,23 +1,27 @@
 -- The only PL/Python of the extension: text goes in, SQL or an error comes out, nothing is run. The path of the Python
 -- packages is written here at installation; as a setting, any role could point it at code of its own.
 
-CREATE OR REPLACE FUNCTION heap._compile(request text, arguments text [])
+CREATE OR REPLACE FUNCTION heap._compile(request text, arguments text[])
 RETURNS heap._compiled
 LANGUAGE plpython3u
 VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $python$
 if "heap" not in GD:
-    import site, sys
+    import gc, os, site, sys
+    gc.disable()  # a third of the time of the imports would go into collections that find nothing
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # else pydantic looks through every package for some
     for name in [name for name in sys.modules if name.startswith("heap_")]:
         del sys.modules[name]
     site.addsitedir("@python_path@")
     sys.path.insert(0, "@python_path@")
+    import heap_extension.server
+    gc.enable()
     GD["heap"] = "@version@"
 from heap_extension.server import answer
 return answer(plpy, request, arguments)
 $python$;
-COMMENT ON FUNCTION heap._compile(text, text []) IS
+COMMENT ON FUNCTION heap._compile(text, text[]) IS
 'Compiles a request (query, create_app, define_event, ...) to SQL. Internal: the other functions run what it returns';
 
 CREATE OR REPLACE FUNCTION heap._raise(compiled heap._compiled)
@@ -47,7 +51,7 @@ END
 $$;
 COMMENT ON FUNCTION heap._analysis(text, text) IS 'SQL of an analysis whose first word may be left out';
 
-CREATE OR REPLACE FUNCTION heap._run(request text, arguments text [])
+CREATE OR REPLACE FUNCTION heap._run(request text, arguments text[])
 RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -67,4 +71,4 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION heap._run(text, text []) IS 'Compiles a request to commands and runs them, all in this transaction';
+COMMENT ON FUNCTION heap._run(text, text[]) IS 'Compiles a request to commands and runs them, all in this transaction';

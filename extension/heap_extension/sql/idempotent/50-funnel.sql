@@ -17,7 +17,7 @@ AS $$ BEGIN RETURN QUERY EXECUTE heap._analysis('funnel', statement); END $$;
 COMMENT ON FUNCTION heap.funnel(text) IS
 'A funnel statement, its first word optional: SELECT * FROM heap.funnel(''"A" -> "B" within 7 days'')';
 
-CREATE OR REPLACE FUNCTION heap.funnel(VARIADIC steps text [])
+CREATE OR REPLACE FUNCTION heap.funnel(VARIADIC steps text[])
 RETURNS TABLE (
     group_key text,
     step int,
@@ -40,5 +40,5 @@ BEGIN
     ));
 END
 $$;
-COMMENT ON FUNCTION heap.funnel(text []) IS
+COMMENT ON FUNCTION heap.funnel(text[]) IS
 'The funnel of these defined events over the last 30 days: SELECT * FROM heap.funnel(''Viewed pricing'', ''Purchase'')';

@@ -17,7 +17,7 @@ CREATE TABLE heap.event_definition (
     definition text NOT NULL,
     predicate text NOT NULL,
     index_suffix text NOT NULL,
-    uses text [] NOT NULL,
+    uses text[] NOT NULL,
     changed_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (app, name)
 );
@@ -43,7 +43,7 @@ GRANT SELECT ON heap.app, heap.event_definition TO PUBLIC;
 
 CREATE TYPE heap._compiled AS (
     kind text,
-    statements text [],
+    statements text[],
     error text,
     sqlstate text
 );

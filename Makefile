@@ -1,0 +1,51 @@
+# `make demo` and `make test` are all a fresh machine needs. Both install what is missing.
+
+# The extension runs in PostgreSQL's Python, so the virtual environment must be of that interpreter.
+PYTHON ?= $(shell test -x /usr/bin/python3 && echo /usr/bin/python3 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PG_VERSION := 15
+DEBIAN := postgresql postgresql-plpython3-$(PG_VERSION) python3-venv
+
+.PHONY: all demo test check bench clean
+
+all: $(VENV)/.ready
+
+demo: $(VENV)/.ready
+	$(BIN)/heap demo
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/sqlfluff lint --disable-progress-bar extension/heap_extension/sql
+
+bench: $(VENV)/.ready
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=min,median,max,rounds
+
+clean:
+	-test -x $(BIN)/heap && $(BIN)/heap down
+	rm -rf $(VENV) .heap
+
+$(VENV)/.ready: pyproject.toml Makefile
+	@$(MAKE) --no-print-directory .debian
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,parquet]'
+	$(BIN)/heap install > /dev/null
+	touch $@
+
+# PostgreSQL with PL/Python from Debian's packages: installed when we are root, else said.
+.PHONY: .debian
+.debian:
+	@if ! test -e /usr/share/postgresql/$(PG_VERSION)/extension/plpython3u.control \
+	   || ! $(PYTHON) -c 'import ensurepip' 2> /dev/null; then \
+	  if test "$$(id -u)" = 0; then \
+	    apt-get update --quiet --quiet && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --quiet $(DEBIAN) > /dev/null; \
+	  else \
+	    echo "Missing packages. As root, run: apt-get install $(DEBIAN)"; exit 1; \
+	  fi; \
+	fi
