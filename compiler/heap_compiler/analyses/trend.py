@@ -193,7 +193,7 @@ def _measured(plan: TrendPlan, series: TrendSeries, index: int, *, by_bucket: bo
     if units:
         each = [column(name) for name in (*units, *bucket, *groups)]
         rows = select(each, subquery(rows, "counted"), distinct=True)
-    shown = [column("group_values")] if folds else []
+    shown: list[exp.Expr] = [column("group_values")] if folds else []
     if plan.group_keys and not folds:
         shown = [named(group_values(plan.group_keys), "group_values")]
     value = named(_aggregate(series.function), "value")
