@@ -10,11 +10,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
+
 from heap_extension.cluster import Cluster
 from heap_extension.command.cluster import create_extension
 from heap_extension.install import install
 from heap_extension.postgres import find_postgres
-from hypothesis import HealthCheck, settings
 
 settings.register_profile(
     "heap", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], print_blob=True

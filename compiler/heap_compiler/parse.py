@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast, get_args
 
-import heap_grammar
 from lark import Lark, Token, Transformer, UnexpectedInput, v_args
 from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedToken, VisitError
 from lark.tree import Meta
 
+import heap_grammar
 from heap_compiler import syntax
 from heap_compiler.errors import HeapError, Span, nearest
 

@@ -12,9 +12,10 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import psycopg
-from heap_compiler.schema import EVENT_COLUMNS
 from psycopg import sql
 from psycopg.types.json import Jsonb
+
+from heap_compiler.schema import EVENT_COLUMNS
 
 __all__ = ["LOADED_COLUMNS", "LoadResult", "LoadedEvent", "Loader", "hash_bigint"]
 
@@ -81,8 +82,8 @@ class Loader:
                 return LoadResult(0, 0, 0, 0)
             self._loaded = first, last
             cursor.execute("SELECT heap.make_partitions(%s, %s, %s)", (self.app, first, last))
-            users = cursor.execute(self._sql(_INSERT_USERS)).rowcount
-            inserted = cursor.execute(self._sql(_INSERT_EVENTS)).rowcount
+            users = self._insert(cursor, "users", _INSERT_USERS)
+            inserted = self._insert(cursor, "events", _INSERT_EVENTS)
             cursor.execute("DROP TABLE heap_staging")
         return LoadResult(staged, inserted, staged - inserted, users)
 
@@ -103,6 +104,16 @@ class Loader:
         ).fetchall()
         for (partition,) in partitions:
             self.connection.execute(sql.SQL("VACUUM (ANALYZE) {}").format(sql.Identifier(self.app, partition)))
+
+    def _insert(self, cursor: psycopg.Cursor[Any], table: str, insert: str) -> int:
+        """Runs an INSERT ... SELECT; the number of rows that are new. Citus reports how many it was given, conflicts
+        among them: there the rows are counted."""
+        count = sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(self.app, table))
+        distributed = cursor.execute("SELECT 1 FROM pg_extension WHERE extname = 'citus'").fetchone() is not None
+        (before,) = (cursor.execute(count).fetchone() if distributed else None) or (0,)
+        inserted = cursor.execute(self._sql(insert)).rowcount
+        (after,) = (cursor.execute(count).fetchone() if distributed else None) or (inserted,)
+        return int(after - before)
 
     def _stage(self, cursor: psycopg.Cursor[Any], events: Iterable[LoadedEvent]) -> int:
         staged = 0

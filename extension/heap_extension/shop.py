@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from heap_compiler.hierarchy import Element, encode
-
 from heap_extension.load import LOADED_COLUMNS, LoadedEvent, hash_bigint
 
 __all__ = ["DAYS", "DEFINITIONS", "shop_events"]

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from heap_compiler import CompiledDefinition, CompiledQuery, HeapError, compile_statement
 
+from heap_compiler import CompiledDefinition, CompiledQuery, HeapError, compile_statement
 from tests.dictionary_catalog import DictionaryCatalog
 
 _CASES = sorted(Path(__file__).parent.glob("cases/*.md"))

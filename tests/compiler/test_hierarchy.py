@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+
 from heap_compiler import HeapError
 from heap_compiler.hierarchy import Element, encode, selector_pattern
 

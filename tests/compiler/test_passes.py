@@ -5,8 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import heap_compiler.passes
 import pytest
+from sqlglot import exp, parse_one
+
+import heap_compiler.passes
 from heap_compiler.bind import Binder
 from heap_compiler.parse import parse_event
 from heap_compiler.passes import PREDICATE_PASSES, QUERY_PASSES, SEQUENCE_PASSES
@@ -14,8 +16,6 @@ from heap_compiler.passes.verify_pushdown import verify_pushdown
 from heap_compiler.ranges import TimeRange
 from heap_compiler.sequence import Sequence, SequenceStep
 from heap_compiler.sql import conjuncts
-from sqlglot import exp, parse_one
-
 from tests.dictionary_catalog import DictionaryCatalog
 
 _FIXTURES = Path(__file__).parents[1] / "fixtures" / "passes"

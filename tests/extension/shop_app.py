@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import psycopg
+
 from heap_extension.load import Loader
 from heap_extension.shop import DEFINITIONS, shop_events
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from heap_compiler import HeapError, compile_definition, compile_statement
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from heap_compiler import HeapError, compile_definition, compile_statement
 from tests.dictionary_catalog import DictionaryCatalog
 from tests.semantics_app import ensure_app, settle
 

@@ -78,10 +78,11 @@ def test_explain_says_which_index_serves_each_step(shop: psycopg.Connection[Any]
 
 
 def test_citus_pushes_the_funnel_down_in_one_piece(shop: psycopg.Connection[Any]) -> None:
-    if not shop.execute("SELECT 1 FROM pg_extension WHERE extname = 'citus'").fetchone():
-        pytest.skip("a plain PostgreSQL database")
     nodes = _plan(shop, _FUNNEL + " group by country, user.plan")
     tasks = [node["Task Count"] for node in nodes if "Task Count" in node]
+    if not shop.execute("SELECT 1 FROM pg_extension WHERE extname = 'citus'").fetchone():
+        assert tasks == []
+        return
     assert tasks.count(4) == 1, "one distributed query over the four shards"
     (distributed,) = [node for node in nodes if node.get("Task Count") == 4]
     tops = [task["Remote Plan"] for task in distributed["Tasks"]]

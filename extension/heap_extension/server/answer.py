@@ -14,7 +14,6 @@ from heap_compiler import (
     compile_definition,
     compile_statement,
 )
-
 from heap_extension.server import apps, definitions, plans
 from heap_extension.server.catalog import App, Database, DatabaseCatalog
 

@@ -10,7 +10,6 @@ from zoneinfo import ZoneInfo
 from heap_compiler import HeapError
 from heap_compiler.errors import nearest
 from heap_compiler.schema import EVENT_COLUMNS, KEYED_COLUMNS, USER_COLUMNS, key_column
-
 from heap_extension.server.catalog import Database, known_apps, rows, unknown_app
 from heap_extension.server.indexes import create_index
 from heap_extension.server.quote import identifier, literal, qualified

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from heap_compiler import CompiledDefinition, HeapError, compile_definition
-
 from heap_extension.server.catalog import DatabaseCatalog, with_definition
 from heap_extension.server.indexes import create_index, drop_index, index_suffix, partitions
 from heap_extension.server.quote import literal, literal_array

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from heap_compiler import CompiledQuery
-
 from heap_extension.server.catalog import Definition
 
 __all__ = ["describe"]
