@@ -140,7 +140,8 @@ class DatabaseCatalog:
         coordinator of a cluster, whose own partitions are empty."""
         (row,) = rows(
             self.database,
-            "SELECT sum(c.reltuples)::bigint AS entries, bool_and(t.reltuples >= 0) AS counted,"
+            "SELECT sum(greatest(c.reltuples, 0))::bigint AS entries,"
+            " bool_and(t.reltuples >= 0 OR pg_catalog.pg_relation_size(t.oid) = 0) AS counted,"
             " (SELECT count(*) FROM pg_catalog.pg_extension WHERE extname = 'citus') AS citus"
             " FROM pg_catalog.pg_inherits AS h"
             " JOIN pg_catalog.pg_class AS t ON t.oid = h.inhrelid"
