@@ -16,6 +16,7 @@ from heap_extension.cluster import Cluster
 from heap_extension.command.cluster import create_extension
 from heap_extension.install import install
 from heap_extension.postgres import find_postgres
+from tests.semantics_app import ensure_app, settle
 
 settings.register_profile(
     "heap", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], print_blob=True
@@ -88,6 +89,15 @@ def connection(dsn: str) -> Iterator[psycopg.Connection[Any]]:
     with psycopg.connect(dsn) as connection:
         yield connection
         connection.rollback()
+
+
+@pytest.fixture
+def asked(dsn: str, connection: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
+    """A connection to the app of `semantics_app`. Tests insert events and roll back."""
+    ensure_app(dsn)
+    settle(connection)
+    connection.commit()
+    return connection
 
 
 @pytest.fixture

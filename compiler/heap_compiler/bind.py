@@ -20,7 +20,6 @@ from heap_compiler.parse import parse_event
 from heap_compiler.passes import PREDICATE_PASSES
 from heap_compiler.predicates import PredicateBinder, property_text
 from heap_compiler.ranges import TimeRange, default_range, resolve
-from heap_compiler.schema import EVENT_COLUMNS
 from heap_compiler.sql import all_of, any_of, column, conjuncts, select, text, users_table
 
 __all__ = ["Binder", "bind_definition", "unknown_event"]
@@ -119,7 +118,7 @@ class Binder:
     def _alternative(self, branch: _Branch) -> Alternative:
         beyond = (*branch.beyond, *self._where)
         if branch.base is None:
-            return Alternative(_conditions(beyond), None, filtered=False)
+            return Alternative(_conditions(beyond), None)
         # The definition's own conjuncts pass through untouched by what is asked beyond them, so that PostgreSQL can
         # prove its index predicate from the query.
         base = _conditions([branch.base])
@@ -127,7 +126,7 @@ class Binder:
         extra = tuple(part for part in _conditions(beyond) if part not in known)
         assert branch.definition is not None
         matching = self.catalog.matching_events(branch.definition)
-        return Alternative((*base, *extra), branch.definition, bool(extra), matching)
+        return Alternative((*base, *extra), branch.definition, matching)
 
     def name_of(self, node: syntax.Node) -> str:
         """What the analyst wrote there, on one line; a defined event's plain name."""
@@ -214,4 +213,4 @@ def unknown_event(name: str, span: Span, catalog: Catalog) -> HeapError:
 
 
 def _has_type(raw: str) -> exp.Expr:
-    return exp.EQ(this=column(EVENT_COLUMNS["type"].name), expression=text(raw))
+    return exp.EQ(this=column("type"), expression=text(raw))

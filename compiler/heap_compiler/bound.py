@@ -16,13 +16,11 @@ class Alternative:
     Attributes:
         conditions: SQL conditions over the columns of the events table; none means every event.
         definition: the defined event whose index serves these conditions, when there is one.
-        filtered: the conditions ask for more than that definition, so the index alone cannot answer.
         matching_events: about how many events match the definition, or None when that is not known.
     """
 
     conditions: tuple[exp.Expr, ...]
     definition: str | None
-    filtered: bool
     matching_events: int | None = None
 
 

@@ -111,11 +111,6 @@ class Cluster:
             raise ClusterError(f"PostgreSQL did not stop: {done.stderr.strip()}")
         return True
 
-    def destroy(self) -> None:
-        """Stops the server and removes the folder."""
-        self.down()
-        shutil.rmtree(self.directory)
-
     def is_running(self) -> bool:
         """True when this cluster's server runs."""
         return (self.data / "PG_VERSION").exists() and self._run("pg_ctl", "-D", self.data, "status").returncode == 0

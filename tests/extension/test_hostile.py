@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from heap_compiler import HeapError, compile_definition, compile_statement
 from tests.dictionary_catalog import DictionaryCatalog
-from tests.semantics_app import ensure_app, settle
 
 _STATEMENTS = [
     'funnel "Viewed a" -> ("Either" or click where path = \'/a\') -> "Purchase" where amount > 10 within 7 days group by country',
@@ -63,14 +62,6 @@ def test_endless_statements_end(text: str) -> None:
         compile_statement(text, DictionaryCatalog())
     except HeapError as error:
         assert str(error).startswith("error")
-
-
-@pytest.fixture
-def asked(dsn: str, connection: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
-    ensure_app(dsn)
-    settle(connection)
-    connection.commit()
-    return connection
 
 
 @settings(max_examples=400)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
 
+from heap_extension.server.plans import plan_nodes
 from tests.extension.shop_app import ensure_shop, settle
 
 _FUNNEL = 'funnel "Viewed pricing" -> "Clicked sign up" -> "Purchase" within 7 days over last 30 days'
@@ -21,20 +21,10 @@ def shop(dsn: str, connection: psycopg.Connection[Any]) -> psycopg.Connection[An
     return connection
 
 
-def _nodes(plan: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(plan, dict):
-        yield plan
-        for value in plan.values():
-            yield from _nodes(value)
-    elif isinstance(plan, list):
-        for value in plan:
-            yield from _nodes(value)
-
-
 def _plan(connection: psycopg.Connection[Any], statement: str) -> list[dict[str, Any]]:
     (sql,) = connection.execute("SELECT heap.sql(%s)", (statement,)).fetchone() or ("",)
     (plan,) = connection.execute("EXPLAIN (FORMAT JSON) " + sql).fetchone() or ("",)
-    return list(_nodes(plan))
+    return list(plan_nodes(plan))
 
 
 def _scans(nodes: list[dict[str, Any]], alias: str) -> list[dict[str, Any]]:
@@ -87,4 +77,6 @@ def test_citus_pushes_the_funnel_down_in_one_piece(shop: psycopg.Connection[Any]
     (distributed,) = [node for node in nodes if node.get("Task Count") == 4]
     tops = [task["Remote Plan"] for task in distributed["Tasks"]]
     assert len(tops) == 4
-    assert all(next(_nodes(top))["Plan"]["Node Type"] == "Aggregate" if isinstance(top, dict) else True for top in tops)
+    assert all(
+        next(plan_nodes(top))["Plan"]["Node Type"] == "Aggregate" if isinstance(top, dict) else True for top in tops
+    )

@@ -6,13 +6,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import oracle
 from tests.histories import ZONE, events_of_language, histories, insert
-from tests.semantics_app import APP, ensure_app, settle
+from tests.semantics_app import APP
 
 _WINDOWS = [("1 second", timedelta(seconds=1)), ("1 hour", timedelta(hours=1)), ("1 day", timedelta(days=1)),
             ("8 days", timedelta(days=8))]  # fmt: skip
@@ -34,14 +33,6 @@ _GROUPS = [
         lambda e: f"{e.columns['country'] or 'null'}, {({1: 'pro', 2: '7'}.get(e.user_id)) or 'null'}",
     ),
 ]
-
-
-@pytest.fixture
-def asked(dsn: str, connection: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
-    ensure_app(dsn)
-    settle(connection)
-    connection.commit()
-    return connection
 
 
 @settings(max_examples=120)

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,17 +14,9 @@ from tests.dictionary_catalog import DictionaryCatalog
 from tests.extension.shop_app import ensure_shop
 from tests.extension.shop_app import settle as settle_shop
 from tests.histories import DEFINITIONS, histories, insert
-from tests.semantics_app import APP, ensure_app, settle
+from tests.semantics_app import APP
 
 _RARE, _FREQUENT = 1, 1_000_000
-
-
-@pytest.fixture
-def asked(dsn: str, connection: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
-    ensure_app(dsn)
-    settle(connection)
-    connection.commit()
-    return connection
 
 
 def _sql(statement: str, sizes: dict[str, int]) -> str:

@@ -7,13 +7,12 @@ from decimal import Decimal
 from typing import Any
 
 import psycopg
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import oracle
 from tests.histories import ZONE, events_of_language, histories, insert, predicates
-from tests.semantics_app import APP, ensure_app, settle
+from tests.semantics_app import APP
 
 _START, _END = datetime(2025, 10, 24, tzinfo=ZONE), datetime(2025, 11, 3, tzinfo=ZONE)
 _OVER = "from '2025-10-24' to '2025-11-02'"
@@ -24,14 +23,6 @@ _GROUPS = [
     ("group by country", lambda event: event.columns["country"]),
     ("group by user.plan", lambda event: {1: "pro", 2: "7"}.get(event.user_id)),
 ]
-
-
-@pytest.fixture
-def asked(dsn: str, connection: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
-    ensure_app(dsn)
-    settle(connection)
-    connection.commit()
-    return connection
 
 
 @settings(max_examples=120)

@@ -8,8 +8,9 @@ from heap_compiler.sequence import Sequence, SequenceStep
 
 __all__ = ["PROBE_COST", "choose_strategy"]
 
-PROBE_COST = 40
-"""One index lookup for one user costs about as much as reading this many events in index order (PostgreSQL 15)."""
+PROBE_COST = 15
+"""Looking up one user costs about as much as reading this many events in index order: 5.5 us against 0.6 us measured
+(PostgreSQL 15, one month of partitions), and half again for indexes that are not in memory."""
 
 
 def choose_strategy(sequence: Sequence) -> Sequence:

@@ -8,7 +8,7 @@ from typing import Any
 from heap_compiler import CompiledQuery
 from heap_extension.server.catalog import Definition
 
-__all__ = ["describe"]
+__all__ = ["describe", "plan_nodes"]
 
 
 def describe(query: CompiledQuery, plan: Any, definitions: dict[str, Definition]) -> list[str]:
@@ -19,7 +19,7 @@ def describe(query: CompiledQuery, plan: Any, definitions: dict[str, Definition]
         plan: the parsed output of EXPLAIN (FORMAT JSON).
         definitions: the app's definitions, whose index names are recognised.
     """
-    nodes = [node for node in _nodes(plan) if not _is_of_empty_partition(node)]
+    nodes = [node for node in plan_nodes(plan) if not _is_of_empty_partition(node)]
     lines = []
     for alias, event in query.sources.items():
         reads = [node for node in nodes if _is_alias(node.get("Alias", ""), alias)]
@@ -37,15 +37,15 @@ def describe(query: CompiledQuery, plan: Any, definitions: dict[str, Definition]
     return lines
 
 
-def _nodes(plan: Any) -> Iterator[dict[str, Any]]:
+def plan_nodes(plan: Any) -> Iterator[dict[str, Any]]:
     """Every object of the plan's JSON, in order."""
     if isinstance(plan, dict):
         yield plan
         for value in plan.values():
-            yield from _nodes(value)
+            yield from plan_nodes(value)
     elif isinstance(plan, list):
         for value in plan:
-            yield from _nodes(value)
+            yield from plan_nodes(value)
 
 
 def _is_of_empty_partition(node: dict[str, Any]) -> bool:
@@ -68,7 +68,8 @@ def _access(reads: list[dict[str, Any]], definitions: dict[str, Definition]) -> 
             continue
         index = node.get("Index Name")
         if kind == "Bitmap Heap Scan":
-            index = next((child["Index Name"] for child in _nodes(node.get("Plans")) if "Index Name" in child), None)
+            children = plan_nodes(node.get("Plans"))
+            index = next((child["Index Name"] for child in children if "Index Name" in child), None)
         way = f"{kind.lower()}{f' of {_index(index, definitions)}' if index else ''}"
         ways[way] = ways.get(way, 0) + 1
     if not ways:

@@ -28,17 +28,13 @@ RETURNS TABLE (
     median_time interval,
     average_time interval
 )
-LANGUAGE plpgsql
+LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
-SET standard_conforming_strings = on
-SET jit = off
 AS $$
-BEGIN
-    RETURN QUERY EXECUTE heap._analysis('funnel', (
-        SELECT string_agg('"' || replace(coalesce(name, ''), '"', '""') || '"', ' -> ' ORDER BY position)
-        FROM unnest(steps) WITH ORDINALITY AS step (name, position)
-    ));
-END
+SELECT * FROM heap.funnel((
+    SELECT string_agg('"' || replace(coalesce(name, ''), '"', '""') || '"', ' -> ' ORDER BY position)
+    FROM unnest(steps) WITH ORDINALITY AS step (name, position)
+))
 $$;
 COMMENT ON FUNCTION heap.funnel(text[]) IS
 'The funnel of these defined events over the last 30 days: SELECT * FROM heap.funnel(''Viewed pricing'', ''Purchase'')';
