@@ -147,3 +147,94 @@ def measure(name: str, events: Sequence[Event], of: str | None = None) -> Any:
         case "median":
             return percentile(numbers, 0.5)
     return percentile(numbers, int(name[1:]) / 100)
+
+
+def _local_start(time: datetime, unit: str, zone: ZoneInfo) -> datetime:
+    """Local midnight, without a zone, of the calendar unit an instant lies in."""
+    midnight = time.astimezone(zone).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
+    match unit:
+        case "week":
+            return midnight - timedelta(days=midnight.weekday())
+        case "month":
+            return midnight.replace(day=1)
+    return midnight
+
+
+def shifted(start: datetime, unit: str, count: int) -> datetime:
+    """`count` calendar units after a local start."""
+    if unit == "month":
+        index = start.year * 12 + start.month - 1 + count
+        return start.replace(year=index // 12, month=index % 12 + 1)
+    return start + count * timedelta(days=7 if unit == "week" else 1)
+
+
+def retention(
+    events: Sequence[Event],
+    starts: Test,
+    returns: Test,
+    unit: str,
+    periods: int,
+    start: datetime,
+    end: datetime,
+    now: datetime,
+    zone: ZoneInfo,
+    *,
+    rolling: bool = False,
+    recurring: bool = False,
+    group: Group = lambda event: None,
+) -> dict[tuple[datetime, Any, int], tuple[int, int]]:
+    """(local start of the cohort, group, period) -> size and users, for cohorts that have users."""
+    cohorts: dict[tuple[datetime, Any], list[int]] = {}
+    for user in {event.user_id for event in events}:
+        own = sorted(
+            (e for e in events if e.user_id == user and starts(e) and start <= e.time < end), key=lambda e: e.order
+        )
+        seen = set()
+        for event in own if recurring else own[:1]:
+            bucket = _local_start(event.time, unit, zone)
+            if bucket not in seen:
+                seen.add(bucket)
+                cohorts.setdefault((bucket, group(event)), []).append(user)
+    rows = {}
+    active = {(e.user_id, _local_start(e.time, unit, zone)) for e in events if returns(e)}
+    current = _local_start(now, unit, zone)
+    for (bucket, key), users in cohorts.items():
+        for period in range(periods + 1):
+            wanted = shifted(bucket, unit, period)
+            if wanted > current:
+                break
+            back = {u for u, b in active if u in users and (b >= wanted if rolling else b == wanted) and b <= current}
+            rows[bucket, key, period] = len(users), len(users) if period == 0 else len(back)
+    return rows
+
+
+def lifecycle(
+    events: Sequence[Event], test: Test, unit: str, buckets: Sequence[datetime], end: datetime, zone: ZoneInfo
+) -> dict[tuple[datetime, str], int]:
+    """(local start, status) -> users, dormant ones negative."""
+    active = {(e.user_id, _local_start(e.time, unit, zone)) for e in events if test(e) and e.time < end}
+    rows = {}
+    for bucket in buckets:
+        before = shifted(bucket, unit, -1)
+        found = dict.fromkeys(("new", "returning", "resurrecting", "dormant"), 0)
+        for user in {user for user, _ in active}:
+            mine = {b for u, b in active if u == user}
+            if bucket in mine:
+                earlier = {b for b in mine if b < bucket}
+                found["new" if not earlier else "returning" if before in mine else "resurrecting"] += 1
+            elif before in mine:
+                found["dormant"] -= 1
+        rows |= {(bucket, status): users for status, users in found.items()}
+    return rows
+
+
+def stickiness(
+    events: Sequence[Event], test: Test, unit: str, start: datetime, end: datetime, zone: ZoneInfo
+) -> dict[int, int]:
+    """Number of buckets -> users active in exactly that many; numbers nobody has are left out."""
+    counts: dict[int, int] = {}
+    matching = [e for e in events if test(e) and start <= e.time < end]
+    for user in {e.user_id for e in matching}:
+        active = len({_local_start(e.time, unit, zone) for e in matching if e.user_id == user})
+        counts[active] = counts.get(active, 0) + 1
+    return counts

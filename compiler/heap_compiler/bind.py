@@ -155,7 +155,7 @@ class Binder:
 
 
 def _keyword(kind: type[syntax.Clause]) -> str:
-    words = {syntax.ForUsersWhere: "for users", syntax.GroupBy: "group by", syntax.Over: "range"}
+    words = {syntax.ForUsersWhere: "for users", syntax.GroupBy: "group by", syntax.Over: "range", syntax.Follow: "for"}
     return words.get(kind, kind.__name__.lower())
 
 

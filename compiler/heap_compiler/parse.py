@@ -285,6 +285,15 @@ class _TreeBuilder(Transformer[Token, Any]):
     def top(self, meta: Meta, children: list[Token]) -> syntax.Top:
         return syntax.Top(span=_span(meta), count=_count(children[0]))
 
+    def follow(self, meta: Meta, children: list[Token]) -> syntax.Follow:
+        return syntax.Follow(span=_span(meta), count=_count(children[0]), unit=_unit(children[1]))
+
+    def rolling(self, meta: Meta, _: list[Any]) -> syntax.Rolling:
+        return syntax.Rolling(span=_span(meta))
+
+    def recurring(self, meta: Meta, _: list[Any]) -> syntax.Recurring:
+        return syntax.Recurring(span=_span(meta))
+
     def duration(self, meta: Meta, children: list[Token]) -> syntax.Duration:
         return syntax.Duration(span=_span(meta), count=_count(children[0]), unit=_unit(children[1]))
 

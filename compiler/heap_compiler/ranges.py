@@ -142,8 +142,11 @@ def _last(count: int, unit: Unit, now: datetime, zone: ZoneInfo, *, complete: bo
     return TimeRange(_instant(begin, zone), _instant(finish, zone))
 
 
-def bucket_starts(over: TimeRange, unit: Unit, zone: ZoneInfo, span: Span | None = None) -> list[datetime]:
-    """The first instants of the buckets that cover `over`, in order. The first bucket may begin before the range.
+def bucket_starts(
+    over: TimeRange, unit: Unit, zone: ZoneInfo, span: Span | None = None, *, beyond: int = 0
+) -> list[datetime]:
+    """The first instants of the buckets that cover `over`, in order, and of `beyond` more after them. The first bucket
+    may begin before the range.
 
     Raises:
         HeapError: more than `MAX_BUCKETS`.
@@ -157,14 +160,17 @@ def bucket_starts(over: TimeRange, unit: Unit, zone: ZoneInfo, span: Span | None
         while instant < over.end:
             starts.append(instant)
             instant += length
-        return starts
+        return starts + [instant + more * length for more in range(beyond)]
     local = _floor(over.start.astimezone(zone), unit)
     while (instant := _instant(local, zone)) < over.end:
         if len(starts) == MAX_BUCKETS:
             raise _too_many(span)
         starts.append(instant)
         local = _later(local, unit, 1)
-    return starts
+    try:
+        return starts + [_instant(_later(local, unit, more), zone) for more in range(beyond)]
+    except (OverflowError, ValueError):
+        raise HeapError("this reaches beyond year 9999", span) from None
 
 
 def _too_many(span: Span | None) -> HeapError:

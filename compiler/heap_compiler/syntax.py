@@ -29,6 +29,7 @@ __all__ = [
     "ElementMatches",
     "Event",
     "Filtered",
+    "Follow",
     "ForUsersWhere",
     "GroupBy",
     "InList",
@@ -41,6 +42,8 @@ __all__ = [
     "Predicate",
     "Property",
     "RawEvent",
+    "Recurring",
+    "Rolling",
     "Series",
     "Statement",
     "Step",
@@ -217,6 +220,21 @@ class GroupBy(Clause):
 
 class Top(Clause):
     count: int
+
+
+class Follow(Clause):
+    """`for 12 weeks`: how many calendar units a cohort is followed."""
+
+    count: int
+    unit: Unit
+
+
+class Rolling(Clause):
+    """`rolling`: in that period or any later one."""
+
+
+class Recurring(Clause):
+    """`recurring`: a user belongs to every cohort they start in, not only to the first."""
 
 
 # Statements

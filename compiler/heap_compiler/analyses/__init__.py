@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from heap_compiler.analyses import funnel, trend
+from heap_compiler.analyses import funnel, lifecycle, retention, stickiness, trend
 from heap_compiler.analysis import Analysis
 
 __all__ = ["ANALYSES"]
@@ -12,4 +12,7 @@ __all__ = ["ANALYSES"]
 ANALYSES: tuple[Analysis[Any], ...] = (
     trend.ANALYSIS,
     funnel.ANALYSIS,
+    retention.ANALYSIS,
+    lifecycle.ANALYSIS,
+    stickiness.ANALYSIS,
 )

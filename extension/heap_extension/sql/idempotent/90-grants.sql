@@ -19,7 +19,8 @@ BEGIN
     EXECUTE format(
         'GRANT EXECUTE ON FUNCTION heap._compile(text, text[]), heap._raise(heap._compiled), heap._analysis(text, text),'
         ' heap._index_size(regclass), heap.sql(text), heap.query(text), heap.explain(text, boolean),'
-        ' heap.funnel(text), heap.funnel(text[]), heap.trend(text) TO %s', analyst
+        ' heap.funnel(text), heap.funnel(text[]), heap.trend(text), heap.retention(text), heap.lifecycle(text),'
+        ' heap.stickiness(text) TO %s', analyst
     );
 END
 $$;

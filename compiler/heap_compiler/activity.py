@@ -1,0 +1,40 @@
+"""When users were active: the distinct calendar buckets in which each of them has a matching event."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlglot import exp
+
+from heap_compiler.bound import BoundEvent
+from heap_compiler.ranges import TimeRange
+from heap_compiler.scan import scans
+from heap_compiler.sql import column, function, select, subquery, timestamps, union_all
+
+__all__ = ["active_buckets", "bucket_of", "of_users"]
+
+
+def bucket_of(bounds: Sequence[datetime]) -> exp.Expr:
+    """The bucket of an event's time: 1 for the first of `bounds`, 0 for anything earlier."""
+    return function("width_bucket", column("time"), timestamps(bounds))
+
+
+def of_users(users: exp.Query | None) -> list[exp.Expr]:
+    """The condition that keeps the events of some users, if there is one."""
+    return [] if users is None else [exp.In(this=column("user_id"), query=exp.Subquery(this=users.copy()))]
+
+
+def active_buckets(
+    schema: str,
+    event: BoundEvent,
+    read: TimeRange,
+    bounds: Sequence[datetime],
+    users: exp.Query | None,
+    *,
+    alias: str,
+) -> exp.Select:
+    """Rows of distinct `user_id, bucket`."""
+    columns = {"user_id": column("user_id"), "bucket": bucket_of(bounds)}
+    events = union_all(scans(schema, event, read, columns, alias=alias, extra=of_users(users)))
+    return select([column("user_id"), column("bucket")], subquery(events, "events"), distinct=True)
