@@ -226,8 +226,8 @@ class _TreeBuilder(Transformer[Token, Any]):
     # Heads
 
     def series(self, meta: Meta, children: list[Any]) -> syntax.Series:
-        measure, label = children
-        return syntax.Series(span=_span(meta), measure=measure, label=label)
+        measure, divisor, label = children
+        return syntax.Series(span=_span(meta), measure=measure, divisor=divisor, label=label)
 
     def measure(self, _: Meta, children: list[Any]) -> syntax.Measure:
         return cast(syntax.Measure, children[0])

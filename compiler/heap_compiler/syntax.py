@@ -267,7 +267,10 @@ class Measure(Node):
 
 
 class Series(Node):
+    """A line of a trend: a measure, or the ratio of two."""
+
     measure: Measure
+    divisor: Measure | None
     label: str | None
 
 

@@ -99,3 +99,30 @@ def test_numbers_that_no_float_holds_do_not_fail(asked: psycopg.Connection[Any])
     for name in ("sum", "avg", "min", "max", "median", "p99"):
         (value,) = asked.execute("SELECT value FROM heap.trend(%s)", (f"{name}(amount) of purchase",)).fetchone() or ()
         assert value is not None
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_ratios_equal_the_oracle(asked: psycopg.Connection[Any], data: st.DataObject) -> None:
+    events = data.draw(histories())
+    (above, over), (below, under) = data.draw(events_of_language), data.draw(events_of_language)
+    unit = data.draw(st.sampled_from([None, "day", "week"]))
+    grouped, group = data.draw(st.sampled_from(_GROUPS))
+    by = f"by {unit}" if unit else ""
+    statement = f"trend users of {above} / count of {below} as 'rate' {_OVER} {by} {grouped}"
+    try:
+        insert(asked, APP, events)
+        rows = asked.execute("SELECT bucket, group_key, value FROM heap.trend(%s)", (statement,)).fetchall()
+    finally:
+        asked.rollback()
+    inside = [e for e in events if _START <= e.time < _END]
+    for bucket, key, value in rows:
+        here = [
+            e for e in inside if group(e) == key and (unit is None or _bucket(e.time, unit) == _bucket(bucket, unit))
+        ]
+        users, count = len({e.user_id for e in here if over(e)}), len([e for e in here if under(e)])
+        expected = users / count if count else None
+        assert (value is None) == (expected is None), (statement, bucket, key)
+        assert value is None or abs(float(value) - (expected or 0)) < 1e-7, (statement, bucket, key)
+    groups = {group(e) for e in inside if over(e) or under(e)} if grouped else {None}
+    assert {row[1] for row in rows} == groups

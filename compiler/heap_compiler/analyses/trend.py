@@ -30,6 +30,7 @@ from heap_compiler.sql import (
     named,
     number,
     select,
+    share,
     subquery,
     text,
     timestamps,
@@ -37,7 +38,7 @@ from heap_compiler.sql import (
     with_ctes,
 )
 
-__all__ = ["ANALYSIS", "TrendPlan", "TrendSeries"]
+__all__ = ["ANALYSIS", "TrendMeasure", "TrendPlan", "TrendSeries"]
 
 _ROW = (
     ResultColumn("bucket", "timestamptz"),
@@ -50,13 +51,27 @@ _PERCENTILES = {"median": "0.5", "p75": "0.75", "p90": "0.9", "p95": "0.95", "p9
 
 
 @dataclass(frozen=True, slots=True)
-class TrendSeries:
-    """One line of the trend: `function` over `event`, of `value` where it is a measure of a property."""
+class TrendMeasure:
+    """`function` over `event`, of `value` where it is a measure of a property. `cte` names its rows in the query."""
 
-    name: str
+    cte: str
     function: str
     event: BoundEvent
     value: exp.Expr | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrendSeries:
+    """One line of the trend: a measure, or its ratio to another."""
+
+    name: str
+    measure: TrendMeasure
+    divisor: TrendMeasure | None
+
+    @property
+    def measures(self) -> tuple[TrendMeasure, ...]:
+        """The measure, and the divisor if there is one."""
+        return (self.measure,) if self.divisor is None else (self.measure, self.divisor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +89,8 @@ class TrendPlan:
 
 def bind_trend(statement: syntax.AnalysisStatement, binder: Binder) -> TrendPlan:
     """Raises HeapError: a part that cannot be bound, two series of one name, `top` without groups."""
-    series = tuple(_series(written, binder) for written in typing_cast("tuple[syntax.Series, ...]", statement.head))
+    head = typing_cast("tuple[syntax.Series, ...]", statement.head)
+    series = tuple(_series(written, f"series_{index}", binder) for index, written in enumerate(head, start=1))
     names: set[str] = set()
     for written, bound in zip(statement.head, series, strict=True):
         if bound.name in names:
@@ -96,11 +112,15 @@ def bind_trend(statement: syntax.AnalysisStatement, binder: Binder) -> TrendPlan
     )
 
 
-def _series(written: syntax.Series, binder: Binder) -> TrendSeries:
-    measure = written.measure
-    value = None if measure.property is None else number_of(measure.property)
-    name = written.label or binder.name_of(measure)
-    return TrendSeries(name, measure.function, binder.event(measure.event), value)
+def _series(written: syntax.Series, cte: str, binder: Binder) -> TrendSeries:
+    divisor = None if written.divisor is None else _measure(written.divisor, f"{cte}_divisor", binder)
+    name = written.label or binder.name_of(written)
+    return TrendSeries(name, _measure(written.measure, cte, binder), divisor)
+
+
+def _measure(written: syntax.Measure, cte: str, binder: Binder) -> TrendMeasure:
+    value = None if written.property is None else number_of(written.property)
+    return TrendMeasure(cte, written.function, binder.event(written.event), value)
 
 
 def lower_trend(plan: TrendPlan) -> exp.Query:
@@ -108,8 +128,8 @@ def lower_trend(plan: TrendPlan) -> exp.Query:
     ctes: list[tuple[str, exp.Query]] = []
     if plan.top is not None:
         ctes.append(("top_groups", _top_groups(plan, plan.top)))
-    for index, series in enumerate(plan.series, start=1):
-        ctes.append((f"series_{index}", _measured(plan, series, index, by_bucket=True)))
+    for measure in _measures(plan):
+        ctes.append((measure.cte, _measured(plan, measure, by_bucket=True)))
     if plan.group_keys:
         ctes.append(("shown_groups", _shown_groups(plan)))
     rows = union_all([_series_rows(plan, series, index) for index, series in enumerate(plan.series, start=1)])
@@ -132,18 +152,18 @@ def _series_rows(plan: TrendPlan, series: TrendSeries, index: int) -> exp.Select
         alias=exp.TableAlias(this=exp.to_identifier("buckets"), columns=[exp.to_identifier("bucket")]),
         offset=exp.to_identifier("bucket_number"),
     )
-    cte = f"series_{index}"
-    value: exp.Expr = column("value", cte)
-    if series.function in {"count", "users", "sessions", "sum"}:
-        value = exp.Coalesce(this=value, expressions=[number(0)])
+    value = _value(series.measure)
+    if series.divisor is not None:
+        value = share(value, _value(series.divisor))
     has_groups = bool(plan.group_keys)
     bucket = column("bucket", "buckets") if plan.buckets else cast(exp.Null(), "timestamptz")
     groups = column("group_values", "shown_groups") if has_groups else cast(exp.Null(), "text[]")
-    same: list[exp.Expr] = [exp.EQ(this=column("bucket_number", cte), expression=column("bucket_number", "buckets"))]
-    joins = []
-    if has_groups:
-        joins.append(join(exp.table_("shown_groups"), kind="CROSS"))
-        same.append(exp.EQ(this=column("group_values", cte), expression=groups.copy()))
+    joins = [join(exp.table_("shown_groups"), kind="CROSS")] if has_groups else []
+    for measure in series.measures:
+        same = [exp.EQ(this=column("bucket_number", measure.cte), expression=column("bucket_number", "buckets"))]
+        if has_groups:
+            same.append(exp.EQ(this=column("group_values", measure.cte), expression=groups.copy()))
+        joins.append(join(exp.table_(measure.cte), same, kind="LEFT"))
     return select(
         [
             named(bucket, "bucket"),
@@ -153,24 +173,37 @@ def _series_rows(plan: TrendPlan, series: TrendSeries, index: int) -> exp.Select
             named(cast(value, "numeric"), "value"),
         ],
         starts,
-        joins=[*joins, join(exp.table_(cte), same, kind="LEFT")],
+        joins=joins,
     )
+
+
+def _value(measure: TrendMeasure) -> exp.Expr:
+    """The measure of one bucket and group: 0 where nothing happened, null where there is nothing to take a mean of."""
+    value = column("value", measure.cte)
+    if measure.function in {"count", "users", "sessions", "sum"}:
+        return exp.Coalesce(this=value, expressions=[number(0)])
+    return value
+
+
+def _measures(plan: TrendPlan) -> list[TrendMeasure]:
+    return [measure for series in plan.series for measure in series.measures]
 
 
 def _shown_groups(plan: TrendPlan) -> exp.Query:
     """Every group of any series."""
-    if len(plan.series) == 1:
-        return select([column("group_values")], "series_1", distinct=True)
-    groups: exp.Query = select([column("group_values")], "series_1")
-    for index in range(2, len(plan.series) + 1):
-        more = select([column("group_values")], f"series_{index}")
+    first, *others = _measures(plan)
+    if not others:
+        return select([column("group_values")], first.cte, distinct=True)
+    groups: exp.Query = select([column("group_values")], first.cte)
+    for other in others:
+        more = select([column("group_values")], other.cte)
         groups = exp.Union(this=groups, expression=more, distinct=True)
     return groups
 
 
 def _top_groups(plan: TrendPlan, top: int) -> exp.Select:
     """The groups with the greatest value of the first series over the whole range."""
-    whole = _measured(plan, plan.series[0], 1, by_bucket=False)
+    whole = _measured(plan, plan.series[0].measure, by_bucket=False)
     greatest = exp.Ordered(this=column("value"), desc=True, nulls_first=False)
     return select(
         [column("group_values")],
@@ -180,23 +213,23 @@ def _top_groups(plan: TrendPlan, top: int) -> exp.Select:
     )
 
 
-def _measured(plan: TrendPlan, series: TrendSeries, index: int, *, by_bucket: bool) -> exp.Query:
+def _measured(plan: TrendPlan, measure: TrendMeasure, *, by_bucket: bool) -> exp.Query:
     """The measure per bucket and group. `by_bucket` false: per group over the whole range, groups not yet folded."""
     folds = by_bucket and plan.top is not None
     bucket = ["bucket_number"] if by_bucket else []
     groups = [f"group_{position}" for position in range(1, len(plan.group_keys) + 1)]
-    rows = _rows(plan, series, index, by_bucket=by_bucket)
+    rows = _rows(plan, measure, by_bucket=by_bucket)
     if folds:
         rows = _fold_groups(plan, rows)
         groups = ["group_values"]
-    units = {"users": ["user_id"], "sessions": ["user_id", "session_id"]}.get(series.function)
+    units = {"users": ["user_id"], "sessions": ["user_id", "session_id"]}.get(measure.function)
     if units:
         each = [column(name) for name in (*units, *bucket, *groups)]
         rows = select(each, subquery(rows, "counted"), distinct=True)
     shown: list[exp.Expr] = [column("group_values")] if folds else []
     if plan.group_keys and not folds:
         shown = [named(group_values(plan.group_keys), "group_values")]
-    value = named(_aggregate(series.function), "value")
+    value = named(_aggregate(measure.function), "value")
     return select(
         [*(column(name) for name in bucket), *shown, value],
         subquery(rows, "measured"),
@@ -249,13 +282,13 @@ def _double(value: exp.Expr) -> exp.Expr:
     return exp.Case(ifs=[exp.If(this=is_set(value), true=rounded)])  # least and greatest overlook nulls
 
 
-def _rows(plan: TrendPlan, series: TrendSeries, index: int, *, by_bucket: bool) -> exp.Query:
+def _rows(plan: TrendPlan, measure: TrendMeasure, *, by_bucket: bool) -> exp.Query:
     """The series' events with what is measured and grouped by, each event once."""
-    distinct_anyway = series.function in {"users", "sessions"}
+    distinct_anyway = measure.function in {"users", "sessions"}
     columns: dict[str, exp.Expr] = {}
     if distinct_anyway or plan.users is not None or any(key.of_user for key in plan.group_keys):
         columns["user_id"] = column("user_id")
-    if series.function == "sessions":
+    if measure.function == "sessions":
         columns["session_id"] = column("session_id")
     if by_bucket:
         columns["bucket_number"] = (
@@ -264,15 +297,15 @@ def _rows(plan: TrendPlan, series: TrendSeries, index: int, *, by_bucket: bool) 
     for position, key in enumerate(plan.group_keys, start=1):
         if not key.of_user:
             columns[f"group_{position}"] = key.value
-    if series.value is not None:
-        columns["value"] = series.value
+    if measure.value is not None:
+        columns["value"] = measure.value
     if not columns:
         columns["event_id"] = column("event_id")
     extra = []
     if plan.users is not None:
         extra.append(exp.In(this=column("user_id"), query=exp.Subquery(this=plan.users.copy())))
-    alias = f"series_{index}_events"
-    rows = distinct_events(plan.schema, series.event, plan.read, columns, alias=alias, extra=extra)
+    alias = f"{measure.cte}_events"
+    rows = distinct_events(plan.schema, measure.event, plan.read, columns, alias=alias, extra=extra)
     if not any(key.of_user for key in plan.group_keys):
         return rows
     users = user_values(plan.schema, plan.group_keys)
@@ -289,7 +322,7 @@ def _rows(plan: TrendPlan, series: TrendSeries, index: int, *, by_bucket: bool) 
 
 def trend_sources(plan: TrendPlan) -> dict[str, str]:
     """The names that the series' scans have in the query."""
-    return {f"series_{index}_events": series.event.name for index, series in enumerate(plan.series, start=1)}
+    return {f"{measure.cte}_events": measure.event.name for measure in _measures(plan)}
 
 
 ANALYSIS = Analysis(
