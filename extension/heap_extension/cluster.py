@@ -83,7 +83,7 @@ class Cluster:
             preload: libraries of shared_preload_libraries, such as citus.
 
         Raises:
-            ClusterError: PostgreSQL did not start; the message ends with its log.
+            ClusterError: the folder holds something else, or PostgreSQL did not start; the message ends with its log.
         """
         if not (self.data / "PG_VERSION").exists():
             self._create(preload)
@@ -94,7 +94,7 @@ class Cluster:
         known = self.directory / "port"
         chosen = port or (self._port() if known.exists() and _is_free(self._port()) else _free_port())
         known.write_text(str(chosen))
-        options = f"-p {chosen} -k {self.directory}"
+        options = f"-p {chosen} -c unix_socket_directories=''"
         log = self.directory / "log"
         done = self._run("pg_ctl", "-D", self.data, "-l", log, "-o", options, "-w", "-t", "60", "start")
         if done.returncode:
@@ -117,9 +117,11 @@ class Cluster:
 
     def _create(self, preload: str | None) -> None:
         user = _server_user()
+        password = self.directory / "password"
+        if self.directory.exists() and any(self.directory.iterdir()) and not password.exists():
+            raise ClusterError(f"{self.directory} is not empty and no cluster of heap's: choose another --data")
         self.directory.mkdir(parents=True, exist_ok=True)
         self.directory.chmod(0o700)
-        password = self.directory / "password"
         password.write_text(secrets.token_hex(16))
         password.chmod(0o600)
         if user is not None:

@@ -48,6 +48,13 @@ def test_a_cluster_goes_up_down_and_up_again_with_its_data(
         shutil.rmtree(folder)
 
 
+def test_a_folder_with_other_things_in_it_is_left_alone(installed: None, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "precious").write_text("mine")
+    assert "is not empty" in _heap("up", "--data", tmp_path, exit_code=1)
+    assert (tmp_path / "data" / "precious").read_text() == "mine"
+
+
 def test_query_prints_tables_csv_and_json_and_reads_stdin(dsn: str) -> None:
     ensure_shop(dsn)
     statement = "trend count of \"Purchase\" as n, users of \"Purchase\" from '2026-01-01' to '2026-12-31'"
