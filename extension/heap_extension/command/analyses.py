@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from heap_extension.command.connect import App, Dsn, connect, failing_clearly
+from heap_extension.command.connect import App, Dsn, connect, failing_clearly, show_app_times
 
 __all__ = ["Format", "explain", "print_table", "query", "sql"]
 
@@ -52,6 +52,7 @@ def query(
         compiled = connection.execute("SELECT heap.sql(%s)", (text,)).fetchone()
         assert compiled is not None
         connection.execute("SET jit = off")
+        show_app_times(connection)
         cursor = connection.execute(compiled[0])
         names = [column.name for column in cursor.description or ()]
         _print(names, cursor.fetchall(), format)

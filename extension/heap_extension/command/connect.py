@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from heap_extension.importer import ImportRefusedError
 from heap_extension.install import InstallError
 from heap_extension.postgres import PostgresMissingError, find_postgres
 
-__all__ = ["App", "Data", "Dsn", "connect", "embedded_cluster", "fail", "failing_clearly"]
+__all__ = ["App", "Data", "Dsn", "connect", "embedded_cluster", "fail", "failing_clearly", "show_app_times"]
 
 Dsn = Annotated[
     str | None,
@@ -44,6 +45,9 @@ def failing_clearly() -> Iterator[None]:
         fail(detail if detail is not None else f"error: {error}")
     except (ClusterError, InstallError, PostgresMissingError, ImportRefusedError) as error:
         fail(f"error: {error}")
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
     except OSError as error:
         fail(f"error: {error}")
 
@@ -70,3 +74,11 @@ def connect(dsn: str | None, app: str | None = None) -> Iterator[psycopg.Connect
         if app is not None:
             connection.execute("SELECT set_config('heap.app', %s, false)", (app,))
         yield connection
+
+
+def show_app_times(connection: psycopg.Connection[Any]) -> None:
+    """Shows times in the app's zone, in which its days begin."""
+    connection.execute(
+        "SELECT set_config('TimeZone', time_zone, false) FROM heap.app"
+        " WHERE name = coalesce(nullif(current_setting('heap.app', true), ''), name)"
+    )

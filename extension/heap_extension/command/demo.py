@@ -14,7 +14,7 @@ from rich.syntax import Syntax
 
 from heap_extension.command.analyses import print_table
 from heap_extension.command.cluster import create_extension
-from heap_extension.command.connect import Dsn, embedded_cluster, failing_clearly
+from heap_extension.command.connect import Dsn, embedded_cluster, failing_clearly, show_app_times
 from heap_extension.install import install, installed
 from heap_extension.load import Loader
 from heap_extension.shop import DEFINITIONS, shop_events
@@ -46,6 +46,7 @@ def demo(
         with psycopg.connect(dsn, application_name="heap demo") as connection:
             _load(connection, console, users)
             _define(connection, console)
+            show_app_times(connection)
             for statement in _ANALYSES:
                 _show(connection, console, statement)
         console.print(Rule("Your turn"))
