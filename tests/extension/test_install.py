@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 import heap_extension.install
+from heap_compiler.analyses import ANALYSES
 from heap_extension.command.cluster import create_extension
 from heap_extension.install import VERSION, extension_scripts, install
 from heap_extension.postgres import find_postgres
@@ -101,6 +102,9 @@ def test_an_analyst_sees_one_app_and_nothing_of_the_others(fresh_database: str) 
             with pytest.raises(psycopg.Error, match="unknown app 'two'"):
                 connection.execute("SELECT heap.query('trend count of any')")
             connection.execute("SET heap.app = 'one'")
+            for analysis in ANALYSES:
+                call = f"heap.{analysis.keyword}(text)"
+                assert connection.execute("SELECT has_function_privilege(%s, 'EXECUTE')", (call,)).fetchone() == (True,)
             for forbidden in ("heap.define_event('B', 'x')", "heap.drop_app('one')", "heap.create_app('three')"):
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
                     connection.execute(f"SELECT {forbidden}")
