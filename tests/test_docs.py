@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
+import pkgutil
 import re
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+import heap_compiler
+import heap_extension
 import heap_grammar
 from heap_compiler.analyses import ANALYSES
 from heap_compiler.parse import _parser
@@ -25,6 +30,17 @@ def test_every_example_of_the_reference_runs(dsn: str, connection: Any) -> None:
     assert len(_EXAMPLES) > 10
     for example in _EXAMPLES:
         assert connection.execute("SELECT heap.query(%s)", (example,)).fetchall(), example
+
+
+def test_the_examples_in_docstrings_are_true() -> None:
+    modules = [
+        importlib.import_module(info.name)
+        for package in (heap_compiler, heap_extension)
+        for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    ]
+    results = [doctest.testmod(module) for module in modules]
+    assert sum(result.attempted for result in results) > 5
+    assert sum(result.failed for result in results) == 0
 
 
 def test_every_analysis_has_its_rule_its_section_its_function_and_its_cases(connection: Any) -> None:

@@ -20,9 +20,9 @@ def bucket_of(bounds: Sequence[datetime]) -> exp.Expr:
     return function("width_bucket", column("time"), timestamps(bounds))
 
 
-def of_users(users: exp.Query | None) -> list[exp.Expr]:
-    """The condition that keeps the events of some users, if there is one."""
-    return [] if users is None else [exp.In(this=column("user_id"), query=exp.Subquery(this=users.copy()))]
+def of_users(users: exp.Query | None, table: str | None = None) -> list[exp.Expr]:
+    """The condition that keeps the rows (of `table`) of some users, if there is one."""
+    return [] if users is None else [exp.In(this=column("user_id", table), query=exp.Subquery(this=users.copy()))]
 
 
 def active_buckets(

@@ -153,6 +153,18 @@ class Binder:
             GroupKey(self.name_of(of), of.of_user, property_text(of, of_user=of.of_user)) for of in clause.properties
         )
 
+    @cached_property
+    def top(self) -> int | None:
+        """How many groups `top` keeps; None keeps all.
+
+        Raises:
+            HeapError: there are no groups.
+        """
+        clause = self.clause(syntax.Top)
+        if clause is not None and not self.group_keys:
+            raise HeapError("top needs groups to choose from", clause.span, "add: group by country")
+        return None if clause is None else clause.count
+
 
 def _keyword(kind: type[syntax.Clause]) -> str:
     words = {syntax.ForUsersWhere: "for users", syntax.GroupBy: "group by", syntax.Over: "range", syntax.Follow: "for"}

@@ -26,9 +26,12 @@ __all__ = [
     "join",
     "named",
     "number",
+    "numbered_times",
+    "numbers",
     "select",
     "share",
     "subquery",
+    "table_alias",
     "text",
     "text_array",
     "timestamp",
@@ -119,6 +122,21 @@ def events_table(schema: str, alias: str | None = None) -> exp.Table:
     return _table("events", schema, alias)
 
 
+def table_alias(name: str, *columns: str) -> exp.TableAlias:
+    """A name for a source of rows, and for its columns."""
+    return exp.TableAlias(this=exp.to_identifier(name), columns=[exp.to_identifier(part) for part in columns])
+
+
+def numbered_times(values: Sequence[datetime], name: str, *, time: str, number: str) -> exp.Unnest:
+    """The instants as rows `time, number` of a source called `name`, numbered from 1."""
+    return exp.Unnest(expressions=[timestamps(values)], alias=table_alias(name, time), offset=exp.to_identifier(number))
+
+
+def numbers(first: int, last: int, name: str, value: str) -> exp.Table:
+    """The whole numbers from `first` to `last` as rows of a source called `name`."""
+    return exp.Table(this=function("generate_series", number(first), number(last)), alias=table_alias(name, value))
+
+
 def users_table(schema: str) -> exp.Table:
     """The app's table of users."""
     return _table("users", schema)
@@ -128,7 +146,7 @@ def _table(name: str, schema: str, alias: str | None = None) -> exp.Table:
     return exp.Table(
         this=exp.to_identifier(name, quoted=True),
         db=exp.to_identifier(schema, quoted=True),
-        alias=exp.TableAlias(this=exp.to_identifier(alias)) if alias else None,
+        alias=table_alias(alias) if alias else None,
     )
 
 
@@ -140,7 +158,7 @@ def share(part: exp.Expr, whole: exp.Expr) -> exp.Expr:
 
 def subquery(query: exp.Query, alias: str) -> exp.Subquery:
     """The query in parentheses, under a name, as a source of rows."""
-    return exp.Subquery(this=query, alias=exp.TableAlias(this=exp.to_identifier(alias)))
+    return exp.Subquery(this=query, alias=table_alias(alias))
 
 
 def named(value: exp.Expr, name: str) -> exp.Expr:
@@ -211,7 +229,7 @@ def select(
 
 def with_ctes(query: exp.Select, ctes: Iterable[tuple[str, exp.Query]]) -> exp.Select:
     """The query with the named queries in front of it."""
-    named_queries = [exp.CTE(this=cte, alias=exp.TableAlias(this=exp.to_identifier(name))) for name, cte in ctes]
+    named_queries = [exp.CTE(this=cte, alias=table_alias(name)) for name, cte in ctes]
     query.set("with_", exp.With(expressions=named_queries))
     return query
 

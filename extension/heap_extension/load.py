@@ -90,9 +90,9 @@ class Loader:
     def tidy(self) -> None:
         """VACUUM and ANALYZE what was loaded, outside a transaction.
 
-        Index-only scans need the visibility map, and plans
-        the statistics. Empty partitions are left alone: once PostgreSQL knows one is empty, it reads it without its
-        index, and sorts what it would otherwise merge."""
+        Index-only scans need the visibility map, and plans the statistics. Empty partitions are left alone: once
+        PostgreSQL knows one is empty, it reads it without its index, and sorts what it would otherwise merge.
+        """
         if self._loaded is None:
             return
         self.connection.autocommit = True

@@ -13,6 +13,7 @@ from typing import cast as typing_cast
 from sqlglot import exp
 
 from heap_compiler import syntax
+from heap_compiler.activity import of_users
 from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
 from heap_compiler.bound import GroupKey
@@ -33,6 +34,7 @@ from heap_compiler.sql import (
     select,
     share,
     subquery,
+    table_alias,
     text,
     union_all,
     with_ctes,
@@ -75,9 +77,7 @@ def bind_funnel(statement: syntax.AnalysisStatement, binder: Binder) -> FunnelPl
             steps[-1].span,
             "funnel A -> B -> C",
         )
-    within, top = binder.clause(syntax.Within), binder.clause(syntax.Top)
-    if top is not None and not binder.group_keys:
-        raise HeapError("top needs groups to choose from", top.span, "add: group by country")
+    within = binder.clause(syntax.Within)
     sequence = Sequence(
         schema=binder.catalog.schema,
         steps=tuple(SequenceStep(binder.event(step.event, step.label)) for step in steps),
@@ -86,7 +86,7 @@ def bind_funnel(statement: syntax.AnalysisStatement, binder: Binder) -> FunnelPl
     )
     for sequence_pass in SEQUENCE_PASSES:
         sequence = sequence_pass(sequence)
-    return FunnelPlan(sequence, binder.users, binder.group_keys, top.count if top is not None else None)
+    return FunnelPlan(sequence, binder.users, binder.group_keys, binder.top)
 
 
 def lower_funnel(plan: FunnelPlan) -> exp.Query:
@@ -117,13 +117,7 @@ def lower_funnel(plan: FunnelPlan) -> exp.Query:
     )
     lateral = exp.Lateral(
         this=exp.Subquery(this=rows),
-        alias=exp.TableAlias(
-            this=exp.to_identifier("steps"),
-            columns=[
-                exp.to_identifier(name)
-                for name in ("step", "event", "users", "users_before", "median_seconds", "average_seconds")
-            ],
-        ),
+        alias=table_alias("steps", "step", "event", "users", "users_before", "median_seconds", "average_seconds"),
     )
     values = column("group_values", totals)
     key = group_key(plan.group_keys, values, has_other=plan.top is not None)
@@ -191,9 +185,7 @@ def _totals(plan: FunnelPlan) -> exp.Query:
     if any(key.of_user for key in plan.group_keys):
         users = user_values(plan.sequence.schema, plan.group_keys)
         joins.append(join(subquery(users, "grouped_users"), [_same_user("grouped_users")], kind="LEFT"))
-    where = []
-    if plan.users is not None:
-        where.append(exp.In(this=column("user_id", "chains"), query=exp.Subquery(this=plan.users)))
+    where = of_users(plan.users, "chains")
     return select([*columns, named(groups, "group_values")], "chains", joins=joins, where=where, group_by=group_by)
 
 
@@ -262,7 +254,7 @@ def _over_seconds(plan: FunnelPlan, totals: str, index: int, aggregate: exp.Expr
     of = "ranked" if plan.top is not None else totals
     unnested = exp.Table(
         this=function("unnest", column(f"seconds_{index}", of)),
-        alias=exp.TableAlias(this=exp.to_identifier("seconds")),
+        alias=table_alias("seconds"),
     )
     if plan.top is None:
         return exp.Subquery(this=select([aggregate], unnested))

@@ -17,7 +17,7 @@ from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
 from heap_compiler.bound import BoundEvent
 from heap_compiler.ranges import TimeRange, bucket_starts
-from heap_compiler.sql import cast, column, join, named, number, select, text, timestamps, with_ctes
+from heap_compiler.sql import cast, column, join, named, number, numbered_times, select, table_alias, text, with_ctes
 
 __all__ = ["ANALYSIS", "LifecyclePlan"]
 
@@ -63,19 +63,9 @@ def lower_lifecycle(plan: LifecyclePlan) -> exp.Query:
         joins=[join(_marks(), kind="CROSS")],
         group_by=[column("bucket", "marks"), column("status", "marks")],
     )
-    shown = exp.Unnest(
-        expressions=[timestamps(plan.buckets)],
-        alias=exp.TableAlias(this=exp.to_identifier("buckets"), columns=[exp.to_identifier("bucket")]),
-        offset=exp.to_identifier("bucket_number"),
-    )
+    shown = numbered_times(plan.buckets, "buckets", time="bucket", number="bucket_number")
     rows = [exp.Tuple(expressions=[number(index), text(status)]) for index, status in enumerate(_STATUSES, start=1)]
-    statuses = exp.Values(
-        expressions=rows,
-        alias=exp.TableAlias(
-            this=exp.to_identifier("statuses"),
-            columns=[exp.to_identifier("status_number"), exp.to_identifier("status")],
-        ),
-    )
+    statuses = exp.Values(expressions=rows, alias=table_alias("statuses", "status_number", "status"))
     same = [
         exp.EQ(this=column("bucket", "counted"), expression=column("bucket_number", "buckets")),
         exp.EQ(this=column("status", "counted"), expression=column("status", "statuses")),
@@ -125,12 +115,7 @@ def _marks() -> exp.Expr:
             exp.Tuple(expressions=[dormant, text("dormant")]),
         ]
     )
-    return exp.Lateral(
-        this=exp.Subquery(this=rows),
-        alias=exp.TableAlias(
-            this=exp.to_identifier("marks"), columns=[exp.to_identifier("bucket"), exp.to_identifier("status")]
-        ),
-    )
+    return exp.Lateral(this=exp.Subquery(this=rows), alias=table_alias("marks", "bucket", "status"))
 
 
 def lifecycle_sources(plan: LifecyclePlan) -> dict[str, str]:

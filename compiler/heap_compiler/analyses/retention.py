@@ -29,10 +29,12 @@ from heap_compiler.sql import (
     join,
     named,
     number,
+    numbered_times,
+    numbers,
     select,
     share,
     subquery,
-    timestamps,
+    table_alias,
     union_all,
     with_ctes,
 )
@@ -111,15 +113,8 @@ def lower_retention(plan: RetentionPlan) -> exp.Query:
     ctes: list[tuple[str, exp.Query]] = [("started", _started(plan)), ("returned", returned), ("kept", _kept(plan))]
     ctes.append(("counted", _counted(plan)))
     keys = [column("bucket", "counted"), column("period", "counted")]
-    cohorts = exp.Unnest(
-        expressions=[timestamps(plan.bounds[: plan.cohorts])],
-        alias=exp.TableAlias(this=exp.to_identifier("cohorts"), columns=[exp.to_identifier("cohort")]),
-        offset=exp.to_identifier("bucket"),
-    )
-    periods = exp.Table(
-        this=function("generate_series", number(0), number(plan.periods)),
-        alias=exp.TableAlias(this=exp.to_identifier("periods"), columns=[exp.to_identifier("period")]),
-    )
+    cohorts = numbered_times(plan.bounds[: plan.cohorts], "cohorts", time="cohort", number="bucket")
+    periods = numbers(0, plan.periods, "periods", "period")
     joins = [join(periods, kind="CROSS")]
     same = [
         exp.EQ(this=keys[0], expression=column("bucket", "cohorts")),
@@ -137,7 +132,7 @@ def lower_retention(plan: RetentionPlan) -> exp.Query:
         same.append(exp.EQ(this=column("group_values", "counted"), expression=groups.copy()))
         same_size.append(exp.EQ(this=column("group_values", "sizes"), expression=groups.copy()))
     joins.append(join(exp.table_("counted"), same, kind="LEFT"))
-    sizes = exp.Table(this=exp.to_identifier("counted"), alias=exp.TableAlias(this=exp.to_identifier("sizes")))
+    sizes = exp.Table(this=exp.to_identifier("counted"), alias=table_alias("sizes"))
     joins.append(join(sizes, same_size, kind="LEFT"))
     size = exp.Coalesce(this=column("users", "sizes"), expressions=[number(0)])
     users = exp.Coalesce(this=column("users", "counted"), expressions=[number(0)])

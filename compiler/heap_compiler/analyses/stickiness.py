@@ -14,7 +14,7 @@ from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
 from heap_compiler.bound import BoundEvent
 from heap_compiler.ranges import TimeRange, bucket_starts
-from heap_compiler.sql import cast, column, function, join, named, number, select, with_ctes
+from heap_compiler.sql import cast, column, join, named, number, numbers, select, with_ctes
 
 __all__ = ["ANALYSIS", "StickinessPlan"]
 
@@ -51,15 +51,12 @@ def lower_stickiness(plan: StickinessPlan) -> exp.Query:
     counted = select(
         [column("intervals"), named(exp.Count(this=exp.Star()), "users")], "each_user", group_by=[column("intervals")]
     )
-    numbers = exp.Table(
-        this=function("generate_series", number(1), number(len(plan.buckets))),
-        alias=exp.TableAlias(this=exp.to_identifier("numbers"), columns=[exp.to_identifier("intervals")]),
-    )
+    possible = numbers(1, len(plan.buckets), "numbers", "intervals")
     same = exp.EQ(this=column("intervals", "counted"), expression=column("intervals", "numbers"))
     users = exp.Coalesce(this=column("users", "counted"), expressions=[number(0)])
     query = select(
         [column("intervals", "numbers"), named(cast(users, "bigint"), "users")],
-        numbers,
+        possible,
         joins=[join(exp.table_("counted"), [same], kind="LEFT")],
         order_by=[column("intervals", "numbers")],
     )

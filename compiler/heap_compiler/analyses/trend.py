@@ -13,6 +13,7 @@ from typing import cast as typing_cast
 from sqlglot import exp
 
 from heap_compiler import syntax
+from heap_compiler.activity import bucket_of, of_users
 from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
 from heap_compiler.bound import BoundEvent, GroupKey
@@ -29,11 +30,11 @@ from heap_compiler.sql import (
     join,
     named,
     number,
+    numbered_times,
     select,
     share,
     subquery,
     text,
-    timestamps,
     union_all,
     with_ctes,
 )
@@ -96,9 +97,7 @@ def bind_trend(statement: syntax.AnalysisStatement, binder: Binder) -> TrendPlan
         if bound.name in names:
             raise HeapError(f"a second series called {bound.name}", written.span, "name it: ... as other_name")
         names.add(bound.name)
-    by, top = binder.clause(syntax.By), binder.clause(syntax.Top)
-    if top is not None and not binder.group_keys:
-        raise HeapError("top needs groups to choose from", top.span, "add: group by country")
+    by = binder.clause(syntax.By)
     zone = binder.catalog.time_zone
     buckets = [] if by is None else bucket_starts(binder.time_range, by.unit, zone, by.span)
     return TrendPlan(
@@ -108,7 +107,7 @@ def bind_trend(statement: syntax.AnalysisStatement, binder: Binder) -> TrendPlan
         buckets=tuple(buckets),
         users=binder.users,
         group_keys=binder.group_keys,
-        top=top.count if top is not None else None,
+        top=binder.top,
     )
 
 
@@ -147,11 +146,7 @@ def lower_trend(plan: TrendPlan) -> exp.Query:
 
 def _series_rows(plan: TrendPlan, series: TrendSeries, index: int) -> exp.Select:
     """The series with its gaps filled: every bucket, and every group that any series has."""
-    starts = exp.Unnest(
-        expressions=[timestamps(plan.buckets or (plan.read.start,))],
-        alias=exp.TableAlias(this=exp.to_identifier("buckets"), columns=[exp.to_identifier("bucket")]),
-        offset=exp.to_identifier("bucket_number"),
-    )
+    starts = numbered_times(plan.buckets or (plan.read.start,), "buckets", time="bucket", number="bucket_number")
     value = _value(series.measure)
     if series.divisor is not None:
         value = share(value, _value(series.divisor))
@@ -291,9 +286,7 @@ def _rows(plan: TrendPlan, measure: TrendMeasure, *, by_bucket: bool) -> exp.Que
     if measure.function == "sessions":
         columns["session_id"] = column("session_id")
     if by_bucket:
-        columns["bucket_number"] = (
-            function("width_bucket", column("time"), timestamps(plan.buckets)) if plan.buckets else number(1)
-        )
+        columns["bucket_number"] = bucket_of(plan.buckets) if plan.buckets else number(1)
     for position, key in enumerate(plan.group_keys, start=1):
         if not key.of_user:
             columns[f"group_{position}"] = key.value
@@ -301,20 +294,18 @@ def _rows(plan: TrendPlan, measure: TrendMeasure, *, by_bucket: bool) -> exp.Que
         columns["value"] = measure.value
     if not columns:
         columns["event_id"] = column("event_id")
-    extra = []
-    if plan.users is not None:
-        extra.append(exp.In(this=column("user_id"), query=exp.Subquery(this=plan.users.copy())))
+    extra = of_users(plan.users)
     alias = f"{measure.cte}_events"
     rows = distinct_events(plan.schema, measure.event, plan.read, columns, alias=alias, extra=extra)
     if not any(key.of_user for key in plan.group_keys):
         return rows
     users = user_values(plan.schema, plan.group_keys)
     same_user = exp.EQ(this=column("user_id", "users"), expression=column("user_id", "events"))
-    of_users = [
+    user_groups = [
         column(f"group_{position}", "users") for position, key in enumerate(plan.group_keys, start=1) if key.of_user
     ]
     return select(
-        [*(column(name, "events") for name in columns), *of_users],
+        [*(column(name, "events") for name in columns), *user_groups],
         subquery(rows, "events"),
         joins=[join(subquery(users, "users"), [same_user], kind="LEFT")],
     )

@@ -37,8 +37,9 @@ def _gate(name: str, values: frozenset[str]) -> exp.Expr:
 def allowed_values(conditions: Iterable[exp.Expr]) -> dict[str, frozenset[str]]:
     """For each column that the conditions pin to constants, the only texts it can have.
 
-    >>> allowed_values([exp.maybe_parse("type = 'click' AND (path = '/a' OR path IN ('/b', '/c'))")])
-    {'type': frozenset({'click'}), 'path': frozenset({'/a', '/b', '/c'})}
+    >>> allowed = allowed_values([exp.maybe_parse("type = 'click' AND (path = '/a' OR path IN ('/b', '/c'))")])
+    >>> {name: sorted(values) for name, values in allowed.items()}
+    {'type': ['click'], 'path': ['/a', '/b', '/c']}
     """
     allowed: dict[str, frozenset[str]] = {}
     for condition in conditions:

@@ -28,6 +28,7 @@ from heap_compiler.sql import (
     number,
     select,
     subquery,
+    table_alias,
     union_all,
 )
 
@@ -94,7 +95,7 @@ def _probe(sequence: Sequence, step: SequenceStep, index: int) -> Iterable[exp.S
     ]
     columns = {name: column(name) for name in EVENT_ORDER}
     probe = union_all(scans(sequence.schema, step.event, step.read, columns, alias=alias, extra=near, ordered=True))
-    lateral = exp.Lateral(this=exp.Subquery(this=probe), alias=exp.TableAlias(this=exp.to_identifier("probe")))
+    lateral = exp.Lateral(this=exp.Subquery(this=probe), alias=table_alias("probe"))
     yield select(
         [*(column(name, "probe") for name in EVENT_ORDER), named(number(index), "step")],
         subquery(users, "driver"),

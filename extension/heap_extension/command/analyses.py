@@ -43,17 +43,15 @@ def query(
     """Run a statement and print its rows."""
     with failing_clearly(), connect(dsn, app) as connection:
         text = _read(statement)
-        cursor = connection.execute("SELECT kind FROM heap._compile('statement', ARRAY[%s])", (text,))
-        (kind,) = cursor.fetchone() or (None,)
+        cursor = connection.execute("SELECT kind, statements FROM heap._compile('statement', ARRAY[%s])", (text,))
+        kind, statements = cursor.fetchone() or (None, [])
         if kind != "query":  # a definition, or an error that heap.query raises in its own words
             connection.execute("SELECT heap.query(%s)", (text,))
             typer.echo("done", err=True)
             return
-        compiled = connection.execute("SELECT heap.sql(%s)", (text,)).fetchone()
-        assert compiled is not None
         connection.execute("SET jit = off")
         show_app_times(connection)
-        cursor = connection.execute(compiled[0])
+        cursor = connection.execute(statements[0])
         names = [column.name for column in cursor.description or ()]
         _print(names, cursor.fetchall(), format)
 

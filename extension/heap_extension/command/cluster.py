@@ -7,12 +7,13 @@ from typing import Annotated
 import psycopg
 import typer
 
+from heap_extension.cluster import Cluster
 from heap_extension.command.connect import Data, connect, embedded_cluster, failing_clearly
 from heap_extension.install import VERSION, installed
 from heap_extension.install import install as install_files
 from heap_extension.postgres import find_postgres
 
-__all__ = ["create_extension", "down", "install", "up"]
+__all__ = ["create_extension", "down", "install", "start", "up"]
 
 
 def create_extension(dsn: str) -> None:
@@ -25,6 +26,15 @@ def create_extension(dsn: str) -> None:
             connection.execute("ALTER EXTENSION heap UPDATE")
 
 
+def start(cluster: Cluster, port: int | None = None, preload: str | None = None) -> str:
+    """Brings the cluster up with the extension in it; its DSN."""
+    if not installed(cluster.postgres):
+        install_files(cluster.postgres)
+    cluster.up(port, preload=preload)
+    create_extension(cluster.dsn)
+    return cluster.dsn
+
+
 def up(
     data: Data = None,
     port: Annotated[int | None, typer.Option(help="Port on loopback; default: a free one.", show_default=False)] = None,
@@ -35,12 +45,7 @@ def up(
 ) -> None:
     """Start an embedded PostgreSQL cluster with the extension, and print its DSN."""
     with failing_clearly():
-        cluster = embedded_cluster(data)
-        if not installed(cluster.postgres):
-            install_files(cluster.postgres)
-        cluster.up(port, preload=preload)
-        create_extension(cluster.dsn)
-        typer.echo(cluster.dsn)
+        typer.echo(start(embedded_cluster(data), port, preload))
 
 
 def down(data: Data = None) -> None:

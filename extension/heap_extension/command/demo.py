@@ -13,9 +13,8 @@ from rich.rule import Rule
 from rich.syntax import Syntax
 
 from heap_extension.command.analyses import print_table
-from heap_extension.command.cluster import create_extension
+from heap_extension.command.cluster import create_extension, start
 from heap_extension.command.connect import Dsn, embedded_cluster, failing_clearly, show_app_times
-from heap_extension.install import install, installed
 from heap_extension.load import Loader
 from heap_extension.shop import DEFINITIONS, shop_events
 
@@ -37,12 +36,9 @@ def demo(
     console = Console(highlight=False, width=110)
     with failing_clearly():
         if dsn is None:
-            cluster = embedded_cluster()
-            if not installed(cluster.postgres):
-                install(cluster.postgres)
-            cluster.up()
-            dsn = cluster.dsn
-        create_extension(dsn)
+            dsn = start(embedded_cluster())
+        else:
+            create_extension(dsn)
         with psycopg.connect(dsn, application_name="heap demo") as connection:
             _load(connection, console, users)
             _define(connection, console)

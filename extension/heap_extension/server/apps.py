@@ -46,11 +46,12 @@ def create_app(database: Database, name: str | None, time_zone: str | None) -> l
         f"{identifier(key_column(column))} int GENERATED ALWAYS AS (hashtext({identifier(column)})) STORED"
         for column in KEYED_COLUMNS
     ]
+    user_columns = ", ".join(f"{identifier(column.name)} {column.type}" for column in USER_COLUMNS.values())
     commands = [
         f"CREATE SCHEMA {identifier(name)}",
         f"CREATE TABLE {events} ({', '.join(columns)}, properties jsonb DEFAULT '{{}}', {', '.join(keys)},"
         " PRIMARY KEY (user_id, time, event_id)) PARTITION BY RANGE (time)",
-        f"CREATE TABLE {users} (user_id bigint PRIMARY KEY, identity text, properties jsonb DEFAULT '{{}}')",
+        f"CREATE TABLE {users} ({user_columns}, properties jsonb DEFAULT '{{}}', PRIMARY KEY (user_id))",
         f"INSERT INTO heap.app (name, time_zone) VALUES ({literal(name)}, {literal(str(zone))})",
         f"COMMENT ON SCHEMA {identifier(name)} IS {literal(f'Events and users of the app {name}')}",
         f"COMMENT ON TABLE {events} IS 'One row per captured event; partitioned by month'",
@@ -139,7 +140,7 @@ def make_partitions(database: Database, name: str | None, first: str | None, las
     ]
     commands = [f"LOCK TABLE {qualified(name, 'events')} IN SHARE ROW EXCLUSIVE MODE"] if waiting else []
     for month in missing:
-        commands += _partition(name, month, definitions, waiting=f"{month // 12:04d}-{month % 12 + 1:02d}" in waiting)
+        commands += _partition(name, month, definitions, waiting=_month_text(month) in waiting)
     return commands
 
 
@@ -151,25 +152,29 @@ def _month(text: str) -> int:
     return int(year) * 12 + int(month) - 1
 
 
+def _month_text(month: int) -> str:
+    """YYYY-MM of a month counted from year 0."""
+    return f"{month // 12:04d}-{month % 12 + 1:02d}"
+
+
 def _partition_name(month: int) -> str:
-    return f"events_{month // 12:04d}_{month % 12 + 1:02d}"
+    return f"events_{_month_text(month).replace('-', '_')}"
 
 
 def _partition(app: str, month: int, definitions: list[tuple[str, str]], *, waiting: bool) -> Iterator[str]:
     """One month's partition. With `waiting`, events of that month are in the default partition and move over."""
     name = _partition_name(month)
     table, events, default = qualified(app, name), qualified(app, "events"), qualified(app, "events_default")
-    bounds = [literal(f"{bound // 12:04d}-{bound % 12 + 1:02d}-01 00:00:00+00") for bound in (month, month + 1)]
+    bounds = [literal(f"{_month_text(bound)}-01 00:00:00+00") for bound in (month, month + 1)]
     if waiting:
         columns = ", ".join(identifier(column) for column in _STORED)
         of_month = f"time >= {bounds[0]} AND time < {bounds[1]}"
         yield f"CREATE TEMPORARY TABLE events_moving ON COMMIT DROP AS SELECT {columns} FROM {default} WHERE {of_month}"
         yield f"DELETE FROM {default} WHERE {of_month}"
-        held = "pg_temp.events_moving"
     yield f"CREATE TABLE {table} PARTITION OF {events} FOR VALUES FROM ({bounds[0]}) TO ({bounds[1]})"
     if waiting:
-        yield f"INSERT INTO {events} ({columns}) SELECT {columns} FROM {held}"
-        yield f"DROP TABLE {held}"
+        yield f"INSERT INTO {events} ({columns}) SELECT {columns} FROM pg_temp.events_moving"
+        yield "DROP TABLE pg_temp.events_moving"
     yield from _statistics(app, name)
     for suffix, predicate in definitions:
         yield create_index(app, name, suffix, predicate)

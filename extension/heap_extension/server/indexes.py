@@ -19,7 +19,7 @@ def index_suffix(name: str, predicate: str) -> str:
     changed predicate makes another index, so that both can exist while one takes over.
 
     >>> index_suffix("Viewed pricing", "type = 'pageview'")
-    'viewed_pricing_8b2b1b1e'
+    'viewed_pricing_d01fd1f0'
     """
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     slug = re.sub(r"[^a-z0-9]+", "_", plain.lower()).strip("_")[:_SLUG_LENGTH].rstrip("_") or "event"
