@@ -166,12 +166,12 @@ def _totals(plan: FunnelPlan) -> exp.Query:
     """Per group: how many users completed each step, and the seconds each took since the step before."""
     steps = len(plan.sequence.steps)
     columns: list[exp.Expr] = [
-        named(exp.Count(this=column(f"time_{index}_{index}")), f"users_{index}") for index in range(1, steps + 1)
+        named(exp.Count(this=column(f"time_{index}")), f"users_{index}") for index in range(1, steps + 1)
     ]
     for index in range(2, steps + 1):
         seconds = exp.Filter(
-            this=exp.ArrayAgg(this=_gap(steps, index)),
-            expression=exp.Where(this=is_set(column(f"time_{index}_{index}"))),
+            this=exp.ArrayAgg(this=_gap(index)),
+            expression=exp.Where(this=is_set(column(f"time_{index}"))),
         )
         columns.append(named(seconds, f"seconds_{index}"))
     joins, group_by = [], []
@@ -180,7 +180,7 @@ def _totals(plan: FunnelPlan) -> exp.Query:
         groups = group_values(plan.group_keys)
         group_by = [column(f"group_{index}") for index in range(1, len(plan.group_keys) + 1)]
     if any(not key.of_user for key in plan.group_keys):
-        same_entry = exp.EQ(this=column("entry", "entries"), expression=_entry(steps))
+        same_entry = exp.EQ(this=column("entry", "entries"), expression=column("entry", "chains"))
         joins.append(join(exp.table_("entries"), [_same_user("entries"), same_entry]))
     if any(key.of_user for key in plan.group_keys):
         users = user_values(plan.sequence.schema, plan.group_keys)
@@ -193,22 +193,10 @@ def _same_user(table: str) -> exp.Expr:
     return exp.EQ(this=column("user_id", table), expression=column("user_id", "chains"))
 
 
-def _entry(steps: int) -> exp.Expr:
-    """The entry of the user's chain, the one that reaches furthest; those who only entered did so first at 1."""
-    return exp.Coalesce(
-        this=column(f"entry_{steps}", "chains"),
-        expressions=[*(column(f"entry_{index}", "chains") for index in range(steps - 1, 1, -1)), number(1)],
-    )
-
-
-def _gap(steps: int, index: int) -> exp.Expr:
-    """Seconds between two steps on the user's chain: on the furthest one the user completed."""
-    branches = []
-    for furthest in range(steps, index - 1, -1):
-        taken = exp.Sub(this=column(f"time_{furthest}_{index}"), expression=column(f"time_{furthest}_{index - 1}"))
-        completed = is_set(column(f"time_{furthest}_{furthest}"))
-        branches.append(exp.If(this=completed, true=function("date_part", text("epoch"), taken)))
-    return exp.Case(ifs=branches)
+def _gap(index: int) -> exp.Expr:
+    """Seconds on the user's chain between two steps."""
+    taken = exp.Sub(this=column(f"time_{index}"), expression=column(f"time_{index - 1}"))
+    return function("date_part", text("epoch"), taken)
 
 
 def _ranked(top: int) -> exp.Select:

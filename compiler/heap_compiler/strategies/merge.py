@@ -23,6 +23,7 @@ from heap_compiler.sql import (
     column,
     elapsed,
     function,
+    is_set,
     join,
     named,
     number,
@@ -38,19 +39,19 @@ __all__ = ["user_chains"]
 def user_chains(sequence: Sequence, *, entries: bool = False) -> list[tuple[str, exp.Query]]:
     """The named queries that end in `chains`: one row per user who took the first step.
 
-    `chains` has `user_id` and, for every step k the user completed, `time_k_1 .. time_k_k`: when the steps of the
-    first chain to complete step k happened. They are null for steps not completed. Of the chains that end at the same
-    event it is the one whose events are each as late as they can be.
+    `chains` has `user_id` and `time_1`, `time_2`, ...: when the steps of the user's chain happened, null for steps not
+    reached. The user's chain is the one that reaches furthest; among those the one that ends first, its events each as
+    late as they can be.
 
     Args:
         sequence: after `SEQUENCE_PASSES`.
-        entries: also give `entry_k` for k > 1, the ordinal of that chain's first event among the user's events of
-            step 1 (it is 1 for k = 1).
+        entries: also give `entry`, the ordinal of the chain's first event among the user's events of step 1.
     """
     ctes: list[tuple[str, exp.Query]] = [("matched", _matched(sequence))]
     for index in range(2, len(sequence.steps) + 1):
         ctes.append((f"reached_{index}", _reached(sequence, index, ctes[-1][0], entries=entries)))
-    ctes.append(("chains", _chains(sequence, ctes[-1][0], entries=entries)))
+    ctes.append(("completed", _completed(sequence, ctes[-1][0], entries=entries)))
+    ctes.append(("chains", _furthest(len(sequence.steps), entries=entries)))
     return ctes
 
 
@@ -138,7 +139,7 @@ def _earlier(*, exclude_peers: bool) -> exp.Window:
     )
 
 
-def _chains(sequence: Sequence, source: str, *, entries: bool) -> exp.Select:
+def _completed(sequence: Sequence, source: str, *, entries: bool) -> exp.Select:
     """Per user, the first event that completes each step inside the window, and the chain that leads to it. Chains
     that end later began no earlier, so the least of every column belongs to that first one."""
     columns: list[exp.Expr] = [column("user_id")]
@@ -151,6 +152,22 @@ def _chains(sequence: Sequence, source: str, *, entries: bool) -> exp.Select:
         columns += [named(_filter(exp.Min(this=value), completes), name) for name, value in chain.items()]
     entered = exp.EQ(this=column("step"), expression=number(1))
     return select(columns, source, group_by=[column("user_id")], having=function("bool_or", entered))
+
+
+def _furthest(steps: int, *, entries: bool) -> exp.Select:
+    """Of each user's completions the one of the furthest step."""
+    columns: list[exp.Expr] = [column("user_id")]
+    for index in range(1, steps + 1):
+        *further, nearest = [
+            exp.If(this=is_set(column(f"time_{reached}_{reached}")), true=column(f"time_{reached}_{index}"))
+            for reached in range(steps, index - 1, -1)
+        ]
+        time = exp.Case(ifs=further, default=nearest.args["true"]) if further else nearest.args["true"]
+        columns.append(named(time, f"time_{index}"))
+    if entries:  # those who only took the first step did so first at 1
+        ordinals = [column(f"entry_{reached}") for reached in range(steps, 1, -1)]
+        columns.append(named(exp.Coalesce(this=ordinals[0], expressions=[*ordinals[1:], number(1)]), "entry"))
+    return select(columns, "completed")
 
 
 def _completes(index: int, window: timedelta) -> exp.Expr:
