@@ -5,10 +5,10 @@ Written from the reference, not from the compiler, of which it uses nothing: eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from itertools import pairwise, product
+from datetime import UTC, datetime, timedelta
+from itertools import combinations, pairwise, product
 from statistics import median
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -41,59 +41,157 @@ Test = Callable[[Event], bool]
 Group = Callable[[Event], Any]
 
 
+Chain = tuple[Event | None, ...]
+"""An event per step; None for a step that was skipped or not reached."""
+
+
 @dataclass(frozen=True)
-class Chain:
-    events: tuple[Event, ...]
+class Rules:
+    """The rules of a funnel's chain. Steps are numbered from 1."""
+
+    window: timedelta
+    start: datetime
+    end: datetime
+    within: dict[int, timedelta] = field(default_factory=dict)
+    optional: frozenset[int] = frozenset()
+    any_order: bool = False
+    exclusions: tuple[tuple[Test, int, int], ...] = ()
+    strictly: bool = False
+    hold: Callable[[Event], Any] | None = None
+    first_time: bool = False
+    unit: str = "users"
 
 
-def user_chain(
-    events: Sequence[Event], steps: Sequence[Test], window: timedelta, start: datetime, end: datetime
-) -> Chain | None:
-    """The chain that counts for one user's events, or None when they never entered."""
-    ordered = sorted(events, key=lambda event: event.order)
-    for length in range(len(steps), 0, -1):
-        candidates = [[event for event in ordered if step(event)] for step in steps[:length]]
-        chains = [
-            chain
-            for chain in product(*candidates)
-            if all(one.order < two.order for one, two in pairwise(chain))
-            and start <= chain[0].time < end
-            and chain[-1].time - chain[0].time <= window
-        ]
-        if chains:
-            first_end = min(chain[-1].order for chain in chains)
-            ending = [chain for chain in chains if chain[-1].order == first_end]
-            # The latest entry; events between as late as they can be, from the last one back.
-            return Chain(max(ending, key=lambda chain: [event.order for event in reversed(chain)]))
-    return None
+def _taken(chain: Chain) -> list[tuple[int, Event]]:
+    return [(step, event) for step, event in enumerate(chain, start=1) if event is not None]
+
+
+def _is_valid(chain: Chain, events: Sequence[Event], rules: Rules) -> bool:
+    taken = _taken(chain)
+    first, last = taken[0][1], taken[-1][1]
+    if not rules.start <= first.time < rules.end or last.time - first.time > rules.window:
+        return False
+    if rules.hold is not None:
+        held = {rules.hold(event) for _, event in taken}
+        if len(held) > 1 or None in held:
+            return False
+    if rules.any_order:
+        return True
+    for (before, one), (after, two) in pairwise(taken):
+        if one.order >= two.order or two.time - one.time > rules.within.get(after, rules.window):
+            return False
+        forbidden = [test for test, first, last in rules.exclusions if first <= before < last]
+        if rules.strictly:
+            forbidden.append(lambda event: True)
+        if forbidden and any(
+            test(event) for event in events if one.order < event.order < two.order for test in forbidden
+        ):
+            return False
+    return True
+
+
+def _best(chains: Iterable[Chain]) -> Chain:
+    """The chain that ends first, then begins last, then has each event as late as it can be, from the end back."""
+
+    def orders(chain: Chain) -> list[tuple[datetime, int]]:
+        never = (datetime.min.replace(tzinfo=UTC), 0)
+        return [never if event is None else event.order for event in reversed(chain)]
+
+    chains = list(chains)
+    first_end = min(_taken(chain)[-1][1].order for chain in chains)
+    ending = [chain for chain in chains if _taken(chain)[-1][1].order == first_end]
+    return max(ending, key=lambda chain: (_taken(chain)[0][1].order, orders(chain)))
+
+
+def _chains_to(level: int, events: Sequence[Event], steps: Sequence[Test], rules: Rules) -> list[Chain]:
+    """Every valid chain that ends with step `level`, or in any order has so many steps."""
+    matching = [[event for event in events if step(event)] for step in steps]
+    rest = [None] * (len(steps) - level)
+
+    def candidates() -> Iterator[Chain]:
+        if not rules.any_order:
+            skips = [[None] if step in rules.optional and step < level else [] for step in range(1, level + 1)]
+            for chain in product(*([*found, *skip] for found, skip in zip(matching, skips, strict=False))):
+                yield (*chain, *rest)
+            return
+        for chosen in combinations(range(len(steps)), level):
+            for picked in product(*(matching[step] for step in chosen)):
+                if len({event.event_id for event in picked}) == level:
+                    yield (*sorted(picked, key=lambda event: event.order), *rest)
+
+    return [chain for chain in candidates() if _is_valid(chain, events, rules)]
+
+
+def _counted(events: Sequence[Event], steps: Sequence[Test], rules: Rules) -> Iterator[tuple[int, Chain]]:
+    """(level, chain) of one user: the one that counts, one per session, or all that do not overlap."""
+    if rules.first_time:
+        ever = sorted((event for event in events if steps[0](event)), key=lambda event: event.order)
+        steps = [lambda event: event in ever[:1], *steps[1:]]
+    levels = range(len(steps), 0, -1)
+    if rules.unit == "conversions":
+        for level in levels:
+            chains, last_end = _chains_to(level, events, steps, rules), None
+            for end in sorted({_taken(chain)[-1][1].order for chain in chains}):
+                best = _best(chain for chain in chains if _taken(chain)[-1][1].order == end)
+                if last_end is None or _taken(best)[0][1].order > last_end:
+                    last_end = end
+                    yield level, best
+        return
+    sessions = {event.session_id for event in events if event.session_id is not None}
+    for session in sessions if rules.unit == "sessions" else [None]:
+        own_steps = [lambda e, s=session, test=step: test(e) and s in {None, e.session_id} for step in steps]
+        for level in levels:
+            chains = _chains_to(level, events, own_steps, rules)
+            if chains:
+                yield level, _best(chains)
+                break
+
+
+@dataclass(frozen=True)
+class FunnelRow:
+    users: int
+    median: timedelta | None
+    average: timedelta | None
+    immature: int
 
 
 def funnel(
     events: Iterable[Event],
     steps: Sequence[Test],
-    window: timedelta,
-    start: datetime,
-    end: datetime,
-    group: Callable[[Event], Any] = lambda event: None,
-) -> dict[tuple[Any, int], tuple[int, timedelta | None, timedelta | None]]:
-    """(group, step) -> users, median time and average time since the step before."""
+    rules: Rules,
+    now: datetime,
+    key: Callable[[int, Chain], Any] = lambda user, chain: None,
+) -> dict[tuple[Any, int], FunnelRow]:
+    """(key, step) -> its row; `key` gives the group of a user's chain."""
     by_user: dict[int, list[Event]] = {}
     for event in events:
         by_user.setdefault(event.user_id, []).append(event)
-    chains: dict[Any, list[Chain]] = {}
-    for own in by_user.values():
-        chain = user_chain(own, steps, window, start, end)
-        if chain is not None:
-            chains.setdefault(group(chain.events[0]), []).append(chain)
+    chains: dict[Any, list[tuple[int, Chain]]] = {}
+    for user, own in by_user.items():
+        for level, chain in _counted(own, steps, rules):
+            chains.setdefault(key(user, chain), []).append((level, chain))
     rows = {}
-    for key, members in chains.items():
-        for index in range(len(steps)):
-            reached = [chain.events for chain in members if len(chain.events) > index]
-            gaps = [(chain[index].time - chain[index - 1].time).total_seconds() for chain in reached] if index else []
-            rows[key, index + 1] = (
-                len(reached),
+    for group, members in chains.items():
+        for step in range(1, len(steps) + 1):
+            here = [
+                (level, chain)
+                for level, chain in members
+                if (level == step if rules.unit == "conversions" else chain[step - 1] is not None)
+            ]
+            gaps = []
+            for _, chain in here if step > 1 else []:
+                before = [event for number, event in _taken(chain) if number < step][-1]
+                gaps.append((chain[step - 1].time - before.time).total_seconds())
+            immature = [
+                chain
+                for _, chain in here
+                if step < len(steps) and not any(chain[step:]) and _taken(chain)[0][1].time + rules.window >= now
+            ]
+            rows[group, step] = FunnelRow(
+                len(here),
                 timedelta(seconds=median(gaps)) if gaps else None,
                 timedelta(seconds=sum(gaps) / len(gaps)) if gaps else None,
+                len(immature),
             )
     return rows
 

@@ -87,13 +87,18 @@ class Binder:
             kind = type(clause)
             if kind not in allowed:
                 raise HeapError(f"this analysis takes no {_keyword(kind)} clause", clause.span)
-            if kind in self._clauses:
+            if kind in self._clauses and kind is not syntax.Without:
                 raise HeapError(f"a second {_keyword(kind)} clause", clause.span, "each may appear once")
-            self._clauses[kind] = clause
+            self._clauses.setdefault(kind, clause)
+        self._all_clauses = clauses
 
     def clause(self, kind: type[_C]) -> _C | None:
         """The analysis's clause of that kind, if it has one."""
         return cast("_C | None", self._clauses.get(kind))
+
+    def all_clauses(self, kind: type[_C]) -> list[_C]:
+        """The analysis's clauses of a kind that may be there several times."""
+        return [clause for clause in self._all_clauses if isinstance(clause, kind)]
 
     @cached_property
     def time_range(self) -> TimeRange:
@@ -167,7 +172,10 @@ class Binder:
 
 
 def _keyword(kind: type[syntax.Clause]) -> str:
-    words = {syntax.ForUsersWhere: "for users", syntax.GroupBy: "group by", syntax.Over: "range", syntax.Follow: "for"}
+    words = {
+        syntax.ForUsersWhere: "for users", syntax.GroupBy: "group by", syntax.Over: "range", syntax.Follow: "for",
+        syntax.InAnyOrder: "in any order", syntax.StrictlyInOrder: "strictly in order", syntax.FirstTime: "first time",
+    }  # fmt: skip
     return words.get(kind, kind.__name__.lower())
 
 

@@ -97,6 +97,8 @@ _TERMINAL_NAMES = {
     "NUMBER": "a number",
     "UNIT": "a unit of time such as day",
     "ARROW": "->",
+    "LSQB": "[",
+    "RSQB": "]",
     "COMPARE": "a comparison such as =",
     "AGGREGATE": "an aggregate such as sum(amount)",
     "USER_DOT": "a user property such as user.plan",
@@ -249,6 +251,13 @@ class _TreeBuilder(Transformer[Token, Any]):
         event, label = children
         return syntax.Step(span=_span(meta), event=event, label=label)
 
+    def next_step(self, meta: Meta, children: list[Any]) -> syntax.Step:
+        _, within, optional, step = children
+        window = None if within is None else within.duration
+        return syntax.Step(
+            span=_span(meta), event=step.event, label=step.label, within=window, optional=optional is not None
+        )
+
     def label(self, _: Meta, children: list[Token]) -> str:
         return _unquote(children[0]) if children[0].type == "STRING" else str(children[0])
 
@@ -280,7 +289,9 @@ class _TreeBuilder(Transformer[Token, Any]):
         return syntax.ForUsersWhere(span=_span(meta), predicate=children[0])
 
     def group_by(self, meta: Meta, children: list[Any]) -> syntax.GroupBy:
-        return syntax.GroupBy(span=_span(meta), properties=tuple(children))
+        *properties, step = children
+        number = None if step is None else _count(step)
+        return syntax.GroupBy(span=_span(meta), properties=tuple(properties), step=number)
 
     def top(self, meta: Meta, children: list[Token]) -> syntax.Top:
         return syntax.Top(span=_span(meta), count=_count(children[0]))
@@ -293,6 +304,26 @@ class _TreeBuilder(Transformer[Token, Any]):
 
     def recurring(self, meta: Meta, _: list[Any]) -> syntax.Recurring:
         return syntax.Recurring(span=_span(meta))
+
+    def in_any_order(self, meta: Meta, _: list[Any]) -> syntax.InAnyOrder:
+        return syntax.InAnyOrder(span=_span(meta))
+
+    def strictly(self, meta: Meta, _: list[Any]) -> syntax.StrictlyInOrder:
+        return syntax.StrictlyInOrder(span=_span(meta))
+
+    def without(self, meta: Meta, children: list[Any]) -> syntax.Without:
+        event, *steps = children
+        first, last = (None if step is None else _count(step) for step in steps)
+        return syntax.Without(span=_span(meta), event=event, first=first, last=last)
+
+    def holding(self, meta: Meta, children: list[Any]) -> syntax.Holding:
+        return syntax.Holding(span=_span(meta), properties=tuple(children))
+
+    def first_time(self, meta: Meta, _: list[Any]) -> syntax.FirstTime:
+        return syntax.FirstTime(span=_span(meta))
+
+    def counting(self, meta: Meta, children: list[Token]) -> syntax.Counting:
+        return syntax.Counting(span=_span(meta), unit=str(children[0]).lower())  # type: ignore[arg-type]
 
     def duration(self, meta: Meta, children: list[Token]) -> syntax.Duration:
         return syntax.Duration(span=_span(meta), count=_count(children[0]), unit=_unit(children[1]))

@@ -14,6 +14,7 @@ from heap_compiler.errors import HeapError, Span
 from heap_compiler.syntax import Duration, Over, Unit
 
 __all__ = [
+    "BEGINNING",
     "MAX_BUCKETS",
     "ParsedTime",
     "TimeRange",
@@ -27,7 +28,10 @@ __all__ = [
 MAX_BUCKETS = 10_000
 """More points than this is no chart, and no SQL constant either."""
 
-_FIRST, _LAST = datetime(1, 1, 3, tzinfo=UTC), datetime(9999, 12, 29, tzinfo=UTC)
+BEGINNING = datetime(1, 1, 3, tzinfo=UTC)
+"""Before any event: what is read from here is all history."""
+
+_FIRST, _LAST = BEGINNING, datetime(9999, 12, 29, tzinfo=UTC)
 
 
 class TimeRange(NamedTuple):

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Literal
+
+from sqlglot import exp
 
 from heap_compiler.bound import BoundEvent
 from heap_compiler.ranges import TimeRange
 
-__all__ = ["Sequence", "SequenceStep"]
+__all__ = ["Exclusion", "Sequence", "SequenceStep", "Unit"]
+
+Unit = Literal["users", "sessions", "conversions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +25,8 @@ class SequenceStep:
 
     Attributes:
         event: what the step matches.
+        within: how long after the step before it may happen at most; None for as long as the window lasts.
+        optional: the next step may follow the one before this one.
         read: the instants its events are read from; None until `prune_time`.
         apart: no event can be both this step and the one before; set by `disjoint_steps`.
         driver: index of an earlier, rarer step whose users alone are looked up, or None to read all matching events;
@@ -27,16 +34,56 @@ class SequenceStep:
     """
 
     event: BoundEvent
+    within: timedelta | None = None
+    optional: bool = False
     read: TimeRange | None = None
     apart: bool = False
     driver: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
+class Exclusion:
+    """What must not happen between the events of a chain.
+
+    Attributes:
+        event: read like a step, and itself no part of the chain.
+        first, last: numbers of the steps, from 1, between which it must not happen.
+    """
+
+    event: SequenceStep
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
 class Sequence:
-    """Steps in order, the window they fit in, and the instants at which a user may enter."""
+    """Steps, the window they fit in, the instants at which a user may enter, and the rules of the chain.
+
+    Attributes:
+        any_order: the steps may come in any order.
+        held: values over the events table that stay the same, and are not null, along a chain.
+        unit: whose chains they are: a user's, those inside one session, or all that do not overlap.
+        first_time: a chain begins with the user's first event of step 1 ever.
+    """
 
     schema: str
     steps: tuple[SequenceStep, ...]
     window: timedelta
     entry: TimeRange
+    any_order: bool = False
+    exclusions: tuple[Exclusion, ...] = ()
+    held: tuple[exp.Expr, ...] = ()
+    unit: Unit = "users"
+    first_time: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """True when nothing is asked but order and window."""
+        return not (
+            self.any_order
+            or self.exclusions
+            or self.held
+            or self.first_time
+            or self.unit != "users"
+            or any(step.optional or step.within is not None for step in self.steps)
+        )

@@ -22,8 +22,11 @@ __all__ = [
     "events_table",
     "function",
     "generate",
+    "greatest",
+    "instant_of",
     "is_set",
     "join",
+    "microseconds",
     "named",
     "number",
     "numbered_times",
@@ -86,6 +89,23 @@ def elapsed(value: timedelta) -> exp.Expr:
 def function(name: str, *arguments: exp.Expr) -> exp.Expr:
     """A call of a PostgreSQL function by its own name."""
     return exp.Anonymous(this=name, expressions=list(arguments))
+
+
+def greatest(*values: exp.Expr) -> exp.Expr:
+    """The greatest of the values, nulls left out; arrays compare element by element."""
+    return function("greatest", *values)
+
+
+def microseconds(time: exp.Expr) -> exp.Expr:
+    """A timestamptz as whole microseconds since 1970, exact."""
+    seconds = exp.Extract(this=exp.var("epoch"), expression=time)
+    return cast(exp.paren(exp.Mul(this=seconds, expression=number(1_000_000))), "bigint")
+
+
+def instant_of(microseconds: exp.Expr) -> exp.Expr:
+    """The timestamptz of whole microseconds since 1970; exact until the year 2255."""
+    one = cast(text("1 microsecond"), "interval")
+    return exp.Add(this=cast(text("epoch"), "timestamptz"), expression=exp.Mul(this=microseconds, expression=one))
 
 
 def text_array(values: Iterable[exp.Expr]) -> exp.Expr:

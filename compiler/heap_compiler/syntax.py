@@ -22,6 +22,7 @@ __all__ = [
     "By",
     "Clause",
     "Compare",
+    "Counting",
     "Define",
     "DefinedEvent",
     "DropEvent",
@@ -29,9 +30,12 @@ __all__ = [
     "ElementMatches",
     "Event",
     "Filtered",
+    "FirstTime",
     "Follow",
     "ForUsersWhere",
     "GroupBy",
+    "Holding",
+    "InAnyOrder",
     "InList",
     "IsSet",
     "Measure",
@@ -47,12 +51,14 @@ __all__ = [
     "Series",
     "Statement",
     "Step",
+    "StrictlyInOrder",
     "TextTest",
     "Top",
     "Unit",
     "Value",
     "Where",
     "Within",
+    "Without",
 ]
 
 Unit = Literal["second", "minute", "hour", "day", "week", "month", "quarter", "year"]
@@ -185,7 +191,7 @@ class Duration(Node):
 
 
 class Clause(Node):
-    """A part of an analysis after its head. Each kind may appear once; `keyword` names it in errors."""
+    """A part of an analysis after its head. Each kind may appear once, but for `Without`."""
 
 
 class Within(Clause):
@@ -215,7 +221,10 @@ class ForUsersWhere(Clause):
 
 
 class GroupBy(Clause):
+    """`group by country, user.plan`; in a funnel `of step 2` takes the values at that step instead of at the first."""
+
     properties: tuple[Property, ...]
+    step: int | None
 
 
 class Top(Clause):
@@ -235,6 +244,38 @@ class Rolling(Clause):
 
 class Recurring(Clause):
     """`recurring`: a user belongs to every cohort they start in, not only to the first."""
+
+
+class InAnyOrder(Clause):
+    """`in any order`"""
+
+
+class StrictlyInOrder(Clause):
+    """`strictly in order`: nothing else lies between the steps."""
+
+
+class Without(Clause):
+    """`without E between step 1 and 2`: no such event between these steps; None and None: between any."""
+
+    event: Event
+    first: int | None
+    last: int | None
+
+
+class Holding(Clause):
+    """`holding product_id`: the properties keep their values along the chain."""
+
+    properties: tuple[Property, ...]
+
+
+class FirstTime(Clause):
+    """`first time`: the chain begins with the user's first event of step 1 ever."""
+
+
+class Counting(Clause):
+    """`counting sessions`: what a row of the funnel counts."""
+
+    unit: Literal["users", "sessions", "conversions"]
 
 
 # Statements
@@ -275,8 +316,12 @@ class Series(Node):
 
 
 class Step(Node):
+    """A step of a sequence: `within` at most that long after the step before, `optional` if it may be skipped."""
+
     event: Event
     label: str | None
+    within: Duration | None = None
+    optional: bool = False
 
 
 class AnalysisStatement(Statement):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -24,41 +26,125 @@ _RANGES = [
     ),
     ("since '2025-10-31 13:00'", datetime(2025, 10, 31, 12, tzinfo=UTC), datetime(2025, 11, 6, tzinfo=ZONE)),
 ]
-_GROUPS = [
-    ("", lambda event: None),
-    ("group by country", lambda event: event.columns["country"]),
-    ("group by user.plan", lambda event: {1: "pro", 2: "7"}.get(event.user_id)),
+_NOW = datetime(2025, 11, 5, 12, tzinfo=ZONE)
+_PLANS = {1: "pro", 2: "7"}
+
+Key = Callable[[int, oracle.Event | None], Any]
+
+
+def _country(event: oracle.Event | None) -> str | None:
+    return None if event is None else event.columns["country"]
+
+
+_GROUPS: list[tuple[str, Key]] = [
+    ("", lambda user, event: None),
+    ("group by country", lambda user, event: _country(event)),
+    ("group by user.plan", lambda user, event: _PLANS.get(user)),
     (
         "group by country, user.plan",
-        lambda e: f"{e.columns['country'] or 'null'}, {({1: 'pro', 2: '7'}.get(e.user_id)) or 'null'}",
+        lambda user, event: f"{_country(event) or 'null'}, {_PLANS.get(user) or 'null'}",
     ),
 ]
+
+
+@st.composite
+def _rules(
+    draw: st.DrawFn, steps: int, window: timedelta, start: datetime, end: datetime
+) -> tuple[str, list[str], oracle.Rules]:
+    """Clauses, an arrow per step after the first, and what they mean."""
+    rules = oracle.Rules(window, start, end)
+    clauses, arrows = [], ["->"] * (steps - 1)
+    rules = replace(rules, unit=draw(st.sampled_from(["users", "users", "sessions", "conversions"])))
+    if draw(st.integers(0, 3)) == 0:
+        rules = replace(rules, any_order=True, unit="users" if rules.unit == "conversions" else rules.unit)
+        clauses.append("in any order")
+    if rules.unit != "users" or draw(st.booleans()):
+        clauses.append(f"counting {rules.unit}")
+    if draw(st.integers(0, 3)) == 0:
+        rules = replace(rules, hold=lambda event: event.columns["path"])
+        clauses.append("holding path")
+    if rules.any_order:
+        return " ".join(clauses), arrows, rules
+    for step in range(2, steps + 1):
+        if draw(st.integers(0, 2)) == 0:
+            text, length = draw(st.sampled_from(_WINDOWS))
+            rules.within[step] = length
+            arrows[step - 2] += f"[within {text}]"
+        if draw(st.integers(0, 2)) == 0:
+            rules = replace(rules, optional=rules.optional | {step})
+            arrows[step - 2] += " optional"
+    for _ in range(draw(st.integers(0, 2))):
+        event, test = draw(events_of_language)
+        first = draw(st.integers(1, steps - 1))
+        last = draw(st.integers(first + 1, steps))
+        text = f"between step {first} and {last}"
+        if draw(st.integers(0, 2)) == 0:
+            first, last, text = 1, steps, ""
+        rules = replace(rules, exclusions=(*rules.exclusions, (test, first, last)))
+        clauses.append(f"without {event} {text}")
+    if draw(st.integers(0, 4)) == 0:
+        rules = replace(rules, strictly=True)
+        clauses.append("strictly in order")
+    if draw(st.integers(0, 3)) == 0:
+        rules = replace(rules, first_time=True)
+        clauses.append("first time")
+    return " ".join(clauses), arrows, rules
 
 
 @settings(max_examples=120)
 @given(data=st.data())
 def test_funnel_equals_the_oracle(asked: psycopg.Connection[Any], data: st.DataObject) -> None:
+    _compare(asked, data, plain=True)
+
+
+@settings(max_examples=250)
+@given(data=st.data())
+def test_funnels_with_rules_equal_the_oracle(asked: psycopg.Connection[Any], data: st.DataObject) -> None:
+    _compare(asked, data, plain=False)
+
+
+def _compare(asked: psycopg.Connection[Any], data: st.DataObject, *, plain: bool) -> None:
     events = data.draw(histories())
     steps = data.draw(st.lists(events_of_language, min_size=2, max_size=4))
     window, length = data.draw(st.sampled_from(_WINDOWS))
     over, start, end = data.draw(st.sampled_from(_RANGES))
     grouped, group = data.draw(st.sampled_from(_GROUPS))
-    statement = f"funnel {' -> '.join(text for text, _ in steps)} within {window} {over} {grouped}"
+    clauses, arrows, rules = "", ["->"] * (len(steps) - 1), oracle.Rules(length, start, end)
+    if not plain:
+        clauses, arrows, rules = data.draw(_rules(len(steps), length, start, end))
+    group_step = data.draw(st.integers(1, len(steps))) if grouped and not plain else 1
+    grouped += f" of step {group_step}" * (group_step > 1)
+    unit = data.draw(st.sampled_from([None, None, "day", "week"]))
+    head = steps[0][0] + "".join(f" {arrow} {text}" for arrow, (text, _) in zip(arrows, steps[1:], strict=True))
+    statement = f"funnel {head} {clauses} within {window} {over} {grouped} {f'by {unit}' if unit else ''}"
     try:
         insert(asked, APP, events)
         rows = asked.execute("SELECT * FROM heap.funnel(%s)", (statement,)).fetchall()
     finally:
         asked.rollback()
-    expected = oracle.funnel(events, [test for _, test in steps], length, start, end, group)
-    if not grouped:
-        for step in range(1, len(steps) + 1):
-            expected.setdefault((None, step), (0, None, None))
-    found = {(row[0], row[1]): (row[3], row[6], row[7]) for row in rows}
-    assert found.keys() == expected.keys(), statement
-    for key, (users, middle, average) in expected.items():
-        assert found[key][0] == users, (statement, key)
-        assert _near(found[key][1], middle), (statement, key)
-        assert _near(found[key][2], average), (statement, key)
+
+    def key(user: int, chain: oracle.Chain) -> tuple[Any, Any]:
+        assert chain[0] is not None
+        bucket = oracle.local_bucket(chain[0].time, unit, ZONE) if unit else None
+        return bucket, group(user, chain[group_step - 1])
+
+    expected = oracle.funnel(events, [test for _, test in steps], rules, _NOW, key)
+    found = {
+        ((oracle.local_bucket(row[8], unit, ZONE) if unit else None, row[0]), row[1]): oracle.FunnelRow(
+            row[3], row[6], row[7], row[9]
+        )
+        for row in rows
+    }
+    assert len(found) == len(rows)
+    for place, row in found.items():
+        wanted = expected.get(place, oracle.FunnelRow(0, None, None, 0))
+        assert row.users == wanted.users, (statement, place)
+        assert _near(row.median, wanted.median), (statement, place)
+        assert _near(row.average, wanted.average), (statement, place)
+        assert row.immature == (None if rules.unit == "conversions" else wanted.immature), (statement, place)
+    assert not expected.keys() - found.keys(), statement
+    groups = {place[0][1] for place in expected} or set()
+    assert {row[0] for row in rows} == (groups if grouped else {None}), statement
 
 
 def _near(one: timedelta | None, two: timedelta | None) -> bool:

@@ -7,41 +7,46 @@ entry it can have. Groups, and times between steps, are read off that chain.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import cast as typing_cast
 
 from sqlglot import exp
 
 from heap_compiler import syntax
-from heap_compiler.activity import of_users
+from heap_compiler.activity import bucket_of, of_users
 from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
-from heap_compiler.bound import GroupKey
+from heap_compiler.bound import Alternative, BoundEvent, GroupKey
 from heap_compiler.errors import HeapError
 from heap_compiler.groups import OTHER, group_key, group_values, user_values
 from heap_compiler.passes import SEQUENCE_PASSES
-from heap_compiler.ranges import window
-from heap_compiler.scan import EVENT_ORDER, scans
-from heap_compiler.sequence import Sequence, SequenceStep
+from heap_compiler.predicates import property_text
+from heap_compiler.ranges import bucket_starts, window
+from heap_compiler.scan import EVENT_ORDER, distinct_events, scans
+from heap_compiler.sequence import Exclusion, Sequence, SequenceStep
 from heap_compiler.sql import (
+    all_of,
     cast,
     column,
+    elapsed,
     function,
     is_set,
     join,
     named,
     number,
+    numbered_times,
     select,
     share,
     subquery,
     table_alias,
     text,
+    timestamp,
     union_all,
     with_ctes,
 )
 from heap_compiler.strategies import user_chains
 
-__all__ = ["ANALYSIS", "FunnelPlan"]
+__all__ = ["ANALYSIS", "FunnelPlan", "bind_sequence"]
 
 _DEFAULT_WINDOW = timedelta(days=30)
 _MAX_STEPS = 20
@@ -55,100 +60,221 @@ _ROW = (
     ResultColumn("step_conversion", "numeric"),
     ResultColumn("median_time", "interval"),
     ResultColumn("average_time", "interval"),
+    ResultColumn("bucket", "timestamptz"),
+    ResultColumn("immature", "bigint"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class FunnelPlan:
-    """A bound funnel."""
+    """A bound funnel.
+
+    Attributes:
+        group_step: number of the step whose event the groups are read off.
+        buckets: first instants of the buckets of the entries; empty without `by`.
+        now: chains that began less than a window before may still go on.
+    """
 
     sequence: Sequence
     users: exp.Query | None
     group_keys: tuple[GroupKey, ...]
+    group_step: int
     top: int | None
+    buckets: tuple[datetime, ...]
+    now: datetime
 
 
 def bind_funnel(statement: syntax.AnalysisStatement, binder: Binder) -> FunnelPlan:
-    """Raises HeapError: fewer than two steps or more than twenty, or a part that cannot be bound."""
-    steps = typing_cast("tuple[syntax.Step, ...]", statement.head)
+    """Raises HeapError: fewer than two steps or more than twenty, rules that exclude each other, or a part that cannot
+    be bound."""
+    sequence = bind_sequence(typing_cast("tuple[syntax.Step, ...]", statement.head), binder)
+    grouped, by = binder.clause(syntax.GroupBy), binder.clause(syntax.By)
+    group_step = 1 if grouped is None or grouped.step is None else grouped.step
+    if grouped is not None and group_step > len(sequence.steps):
+        raise HeapError(f"there is no step {group_step}", grouped.span, f"the last is step {len(sequence.steps)}")
+    zone = binder.catalog.time_zone
+    return FunnelPlan(
+        sequence=sequence,
+        users=binder.users,
+        group_keys=binder.group_keys,
+        group_step=group_step,
+        top=binder.top,
+        buckets=() if by is None else tuple(bucket_starts(sequence.entry, by.unit, zone, by.span)),
+        now=binder.catalog.now,
+    )
+
+
+def bind_sequence(steps: tuple[syntax.Step, ...], binder: Binder) -> Sequence:
+    """The steps and the rules of a funnel's chain, after `SEQUENCE_PASSES`.
+
+    Raises:
+        HeapError: fewer than two steps or more than twenty, or rules that exclude each other.
+    """
     if not 2 <= len(steps) <= _MAX_STEPS:
         raise HeapError(
             f"a funnel has 2 to {_MAX_STEPS} steps, this one {len(steps)}",
             steps[-1].span,
             "funnel A -> B -> C",
         )
-    within = binder.clause(syntax.Within)
+    within, counting, holding = (
+        binder.clause(syntax.Within), binder.clause(syntax.Counting), binder.clause(syntax.Holding)
+    )  # fmt: skip
+    any_order = binder.clause(syntax.InAnyOrder)
+    if any_order is not None:
+        _refuse_rules_of_order(steps, binder)
     sequence = Sequence(
         schema=binder.catalog.schema,
-        steps=tuple(SequenceStep(binder.event(step.event, step.label)) for step in steps),
+        steps=tuple(
+            SequenceStep(
+                binder.event(step.event, step.label),
+                within=None if step.within is None else window(step.within),
+                optional=step.optional,
+            )
+            for step in steps
+        ),
         window=_DEFAULT_WINDOW if within is None else window(within.duration),
         entry=binder.time_range,
+        any_order=any_order is not None,
+        exclusions=_exclusions(len(steps), binder),
+        held=() if holding is None else tuple(_held(of) for of in holding.properties),
+        unit="users" if counting is None else counting.unit,
+        first_time=binder.clause(syntax.FirstTime) is not None,
     )
     for sequence_pass in SEQUENCE_PASSES:
         sequence = sequence_pass(sequence)
-    return FunnelPlan(sequence, binder.users, binder.group_keys, binder.top)
+    return sequence
+
+
+def _refuse_rules_of_order(steps: tuple[syntax.Step, ...], binder: Binder) -> None:
+    for kind in (syntax.StrictlyInOrder, syntax.Without, syntax.FirstTime):
+        clause = binder.clause(kind)
+        if clause is not None:
+            raise HeapError("steps in any order cannot have this rule", clause.span, "leave out: in any order")
+    counting = binder.clause(syntax.Counting)
+    if counting is not None and counting.unit == "conversions":
+        raise HeapError("conversions have steps in order", counting.span, "leave out: in any order")
+    for step in steps:
+        if step.optional or step.within is not None:
+            raise HeapError("this needs steps in order", step.span, "leave out: in any order")
+
+
+def _exclusions(steps: int, binder: Binder) -> tuple[Exclusion, ...]:
+    found = []
+    for without in binder.all_clauses(syntax.Without):
+        first, last = without.first or 1, without.last or steps
+        if not first < last <= steps:
+            raise HeapError(
+                f"there is nothing between step {first} and {last}", without.span, f"steps are 1 to {steps}, in order"
+            )
+        found.append(Exclusion(SequenceStep(binder.event(without.event)), first, last))
+    strictly = binder.clause(syntax.StrictlyInOrder)
+    if strictly is not None:
+        every = BoundEvent("any", (Alternative((), None),))
+        found.append(Exclusion(SequenceStep(every), 1, steps))
+    return tuple(found)
+
+
+def _held(of: syntax.Property) -> exp.Expr:
+    if of.of_user:
+        raise HeapError("a user's property is the same along every chain", of.span, "hold a property of the events")
+    return property_text(of, of_user=False)
 
 
 def lower_funnel(plan: FunnelPlan) -> exp.Query:
-    """One row per group and step."""
+    """One row per bucket, group and step."""
     by_event = any(not key.of_user for key in plan.group_keys)
-    ctes = user_chains(plan.sequence, entries=by_event)
+    by_entry = by_event and plan.sequence.is_plain and plan.group_step == 1
+    ctes = user_chains(plan.sequence, entries=by_entry, event_ids=by_event and not by_entry)
     if by_event:
-        ctes.append(("entries", _entries(plan)))
-    ctes.append(("totals", _totals(plan)))
+        ctes.append(("entries", _entries(plan) if by_entry else _grouped_events(plan)))
+    ctes.append(("totals", _totals(plan, by_entry=by_entry)))
+    shown = "totals"
+    if plan.group_keys:
+        ctes.append(("shown_groups", _shown_groups(plan)))
     if plan.top is not None:
-        ctes.append(("ranked", _ranked(plan.top)))
         ctes.append(("folded", _folded(plan)))
-    totals = "totals" if plan.top is None else "folded"
-    rows = exp.Values(
-        expressions=[
-            exp.Tuple(
-                expressions=[
-                    number(index),
-                    text(step.event.name),
-                    column(f"users_{index}", totals),
-                    column(f"users_{max(index - 1, 1)}", totals),
-                    _median(plan, totals, index),
-                    _average(plan, totals, index),
-                ]
-            )
-            for index, step in enumerate(plan.sequence.steps, start=1)
-        ]
-    )
+        shown = "folded"
+    return with_ctes(_rows(plan, shown), ctes)
+
+
+def _rows(plan: FunnelPlan, shown: str) -> exp.Select:
+    """The totals, one row per step; with `by`, also of the buckets in which nobody entered."""
+    values, joins = column("group_values", shown), []
+    source: exp.Expr = exp.table_(shown)
+    bucket: exp.Expr = cast(exp.Null(), "timestamptz")
+    if plan.buckets:
+        bucket = column("bucket", "buckets")
+        source = numbered_times(plan.buckets, "buckets", time="bucket", number="bucket_number")
+        same = [exp.EQ(this=column("bucket_number", shown), expression=column("bucket_number", "buckets"))]
+        if plan.group_keys:
+            each = select([column("shown"), named(exp.Min(this=column("rank")), "rank")], "shown_groups",
+                          group_by=[column("shown")])  # fmt: skip
+            joins.append(join(subquery(each, "groups"), kind="CROSS"))
+            values = column("shown", "groups")
+            same.append(exp.EQ(this=column("group_values", shown), expression=values.copy()))
+        joins.append(join(exp.table_(shown), same, kind="LEFT"))
+    elif plan.group_keys:
+        each = select([column("shown"), named(exp.Min(this=column("rank")), "rank")], "shown_groups",
+                      group_by=[column("shown")])  # fmt: skip
+        same_group = exp.EQ(this=column("shown", "groups"), expression=values.copy())
+        joins.append(join(subquery(each, "groups"), [same_group]))
     lateral = exp.Lateral(
-        this=exp.Subquery(this=rows),
-        alias=table_alias("steps", "step", "event", "users", "users_before", "median_seconds", "average_seconds"),
+        this=exp.Subquery(this=exp.Values(expressions=_steps(plan, shown))),
+        alias=table_alias(
+            "steps", "step", "event", "users", "users_before", "median_seconds", "average_seconds", "immature"
+        ),
     )
-    values = column("group_values", totals)
-    key = group_key(plan.group_keys, values, has_other=plan.top is not None)
-    order: list[exp.Expr] = []
+    joins.append(join(lateral, kind="CROSS"))
+    order: list[exp.Expr] = [column("bucket", "buckets")] if plan.buckets else []
     if plan.group_keys:
         is_other = exp.EQ(this=values.copy(), expression=OTHER.copy())
-        largest = exp.Ordered(this=column("users_1", totals), desc=True, nulls_first=False)
-        order = [*([is_other] if plan.top is not None else []), largest, values.copy()]
-    query = select(
+        order += [*([is_other] if plan.top is not None else []), column("rank", "groups")]
+    users = exp.Coalesce(this=column("users", "steps"), expressions=[number(0)])
+    immature = exp.Coalesce(this=column("immature", "steps"), expressions=[number(0)])
+    return select(
         [
-            named(key, "group_key"),
+            named(group_key(plan.group_keys, values, has_other=plan.top is not None), "group_key"),
             column("step", "steps"),
             column("event", "steps"),
-            named(cast(column("users", "steps"), "bigint"), "users"),
-            named(share(column("users", "steps"), column("users_1", totals)), "conversion"),
+            named(cast(users, "bigint"), "users"),
+            named(share(column("users", "steps"), column("users_1", shown)), "conversion"),
             named(share(column("users", "steps"), column("users_before", "steps")), "step_conversion"),
             named(_interval(column("median_seconds", "steps")), "median_time"),
             named(_interval(column("average_seconds", "steps")), "average_time"),
+            named(bucket, "bucket"),
+            named(cast(exp.Null() if plan.sequence.unit == "conversions" else immature, "bigint"), "immature"),
         ],
-        totals,
-        joins=[join(lateral, kind="CROSS")],
+        source,
+        joins=joins,
         order_by=[*order, column("step", "steps")],
     )
-    return with_ctes(query, ctes)
+
+
+def _steps(plan: FunnelPlan, shown: str) -> list[exp.Expr]:
+    """A row of values per step, out of one row of totals."""
+    steps = plan.sequence.steps
+    rows: list[exp.Expr] = []
+    for index, step in enumerate(steps, start=1):
+        before = next((number_ for number_ in range(index - 1, 0, -1) if not steps[number_ - 1].optional), 1)
+        name = f"any {index} of {len(steps)}" if plan.sequence.any_order else step.event.name
+        parts = [
+            number(index),
+            text(name),
+            column(f"users_{index}", shown),
+            column(f"users_{before}", shown),
+            _median(plan, shown, index),
+            _average(plan, shown, index),
+            column(f"immature_{index}", shown),
+        ]
+        rows.append(exp.Tuple(expressions=parts))
+    return rows
 
 
 def _entries(plan: FunnelPlan) -> exp.Query:
     """The events of step 1, numbered per user, with their group values: a chain knows its entry by that number."""
     entry_step = plan.sequence.steps[0]
     assert entry_step.read is not None
-    values = {f"group_{index}": key.value for index, key in enumerate(plan.group_keys, start=1) if not key.of_user}
+    values = _event_values(plan)
     columns = {**{name: column(name) for name in EVENT_ORDER}, **values}
     read = union_all(scans(plan.sequence.schema, entry_step.event, entry_step.read, columns, alias="entry"))
     ordinal = exp.Window(
@@ -162,92 +288,167 @@ def _entries(plan: FunnelPlan) -> exp.Query:
     )
 
 
-def _totals(plan: FunnelPlan) -> exp.Query:
-    """Per group: how many users completed each step, and the seconds each took since the step before."""
-    steps = len(plan.sequence.steps)
-    columns: list[exp.Expr] = [
-        named(exp.Count(this=column(f"time_{index}")), f"users_{index}") for index in range(1, steps + 1)
-    ]
-    for index in range(2, steps + 1):
-        seconds = exp.Filter(
-            this=exp.ArrayAgg(this=_gap(index)),
-            expression=exp.Where(this=is_set(column(f"time_{index}"))),
-        )
-        columns.append(named(seconds, f"seconds_{index}"))
-    joins, group_by = [], []
+def _event_values(plan: FunnelPlan) -> dict[str, exp.Expr]:
+    return {f"group_{index}": key.value for index, key in enumerate(plan.group_keys, start=1) if not key.of_user}
+
+
+def _grouped_events(plan: FunnelPlan) -> exp.Query:
+    """The events that can be the chain's event whose group values count, with these values."""
+    sequence = plan.sequence
+    steps = sequence.steps if sequence.any_order else (sequence.steps[plan.group_step - 1],)
+    read = steps[0].read
+    assert read is not None
+    event = BoundEvent("grouped", tuple(one for step in steps for one in step.event.alternatives))
+    columns = {**{name: column(name) for name in EVENT_ORDER}, **_event_values(plan)}
+    return distinct_events(sequence.schema, event, read, columns, alias="grouped")
+
+
+def _totals(plan: FunnelPlan, *, by_entry: bool) -> exp.Query:
+    """Per bucket and group: how many users completed each step, the seconds each took since the step before, and how
+    many went no further whose window is still open."""
+    steps = plan.sequence.steps
+    columns: list[exp.Expr] = []
+    for index in range(1, len(steps) + 1):
+        columns.append(named(_count(_reached(plan, index)), f"users_{index}"))
+        columns.append(named(_count(_may_go_on(plan, index)), f"immature_{index}"))
+        if index > 1:
+            seconds = exp.Filter(
+                this=exp.ArrayAgg(this=_gap(plan, index)), expression=exp.Where(this=_reached(plan, index))
+            )
+            columns.append(named(seconds, f"seconds_{index}"))
+    joins = []
     groups: exp.Expr = cast(exp.Null(), "text[]")
+    group_by = [f"group_{index}" for index in range(1, len(plan.group_keys) + 1)]
     if plan.group_keys:
         groups = group_values(plan.group_keys)
-        group_by = [column(f"group_{index}") for index in range(1, len(plan.group_keys) + 1)]
     if any(not key.of_user for key in plan.group_keys):
-        same_entry = exp.EQ(this=column("entry", "entries"), expression=column("entry", "chains"))
-        joins.append(join(exp.table_("entries"), [_same_user("entries"), same_entry]))
+        step = plan.group_step
+        same = [_same_user("entries")]
+        if by_entry:
+            same.append(exp.EQ(this=column("entry", "entries"), expression=column("entry", "chains")))
+        else:
+            same.append(exp.EQ(this=column("time", "entries"), expression=column(f"time_{step}", "chains")))
+            same.append(exp.EQ(this=column("event_id", "entries"), expression=column(f"event_id_{step}", "chains")))
+        joins.append(join(exp.table_("entries"), same, kind="" if by_entry else "LEFT"))
     if any(key.of_user for key in plan.group_keys):
         users = user_values(plan.sequence.schema, plan.group_keys)
         joins.append(join(subquery(users, "grouped_users"), [_same_user("grouped_users")], kind="LEFT"))
-    where = of_users(plan.users, "chains")
-    return select([*columns, named(groups, "group_values")], "chains", joins=joins, where=where, group_by=group_by)
+    bucket = []
+    if plan.buckets:
+        bucket = [named(bucket_of(plan.buckets, "time_1"), "bucket_number")]
+    keyed = select(
+        [*bucket, *(column(name) for name in group_by), *_chain_columns(plan)],
+        "chains",
+        joins=joins,
+        where=of_users(plan.users, "chains"),
+    )
+    keys = [*(["bucket_number"] if bucket else []), *group_by]
+    shown = [*([column("bucket_number")] if bucket else []), named(groups, "group_values")]
+    return select([*columns, *shown], subquery(keyed, "grouped"), group_by=[column(name) for name in keys])
+
+
+def _chain_columns(plan: FunnelPlan) -> list[exp.Expr]:
+    reached = [column("reached")] if plan.sequence.unit == "conversions" else []
+    return [*(column(f"time_{index}", "chains") for index in range(1, len(plan.sequence.steps) + 1)), *reached]
+
+
+def _reached(plan: FunnelPlan, index: int) -> exp.Expr:
+    """The chain counts at that step."""
+    if plan.sequence.unit == "conversions":
+        return exp.EQ(this=column("reached"), expression=number(index))
+    return is_set(column(f"time_{index}"))
+
+
+def _may_go_on(plan: FunnelPlan, index: int) -> exp.Expr:
+    """The chain ends with that step, which is not the last, and its window has not passed."""
+    later = [
+        exp.Is(this=column(f"time_{step}"), expression=exp.Null())
+        for step in range(index + 1, len(plan.sequence.steps) + 1)
+    ]
+    if not later:
+        return exp.false()
+    until = exp.Add(this=column("time_1"), expression=elapsed(plan.sequence.window))
+    return all_of([_reached(plan, index), *later, exp.GTE(this=until, expression=timestamp(plan.now))])
+
+
+def _count(condition: exp.Expr) -> exp.Expr:
+    return exp.Filter(this=exp.Count(this=exp.Star()), expression=exp.Where(this=condition))
 
 
 def _same_user(table: str) -> exp.Expr:
     return exp.EQ(this=column("user_id", table), expression=column("user_id", "chains"))
 
 
-def _gap(index: int) -> exp.Expr:
-    """Seconds on the user's chain between two steps."""
-    taken = exp.Sub(this=column(f"time_{index}"), expression=column(f"time_{index - 1}"))
+def _gap(plan: FunnelPlan, index: int) -> exp.Expr:
+    """Seconds on the chain since the step before, or since the one before that where it was skipped."""
+    before = [index - 1]
+    while not plan.sequence.any_order and plan.sequence.steps[before[-1] - 1].optional:
+        before.append(before[-1] - 1)
+    earlier: exp.Expr = column(f"time_{before[0]}")
+    if len(before) > 1:
+        earlier = exp.Coalesce(this=earlier, expressions=[column(f"time_{step}") for step in before[1:]])
+    taken = exp.Sub(this=column(f"time_{index}"), expression=earlier)
     return function("date_part", text("epoch"), taken)
 
 
-def _ranked(top: int) -> exp.Select:
-    """The groups by size; those beyond the top become the empty group, `other`."""
-    rank = exp.Window(
-        this=exp.RowNumber(),
-        order=exp.Order(
-            expressions=[
-                exp.Ordered(this=column("users_1"), desc=True, nulls_first=False),
-                column("group_values"),
-            ]
-        ),
-    )
-    ranked = select([exp.Star(), named(rank, "rank")], "totals")
-    is_top = exp.LTE(this=column("rank"), expression=number(top))
+def _shown_groups(plan: FunnelPlan) -> exp.Select:
+    """The groups by size, each with the one it is shown as: those beyond the top become the empty group, `other`."""
+    size = exp.Ordered(this=exp.Sum(this=column("users_1")), desc=True, nulls_first=False)
+    rank = exp.Window(this=exp.RowNumber(), order=exp.Order(expressions=[size, column("group_values")]))
+    ranked = select([column("group_values"), named(rank, "rank")], "totals", group_by=[column("group_values")])
+    if plan.top is None:
+        return select([column("group_values"), column("rank"), named(column("group_values"), "shown")],
+                      subquery(ranked, "sized"))  # fmt: skip
+    is_top = exp.LTE(this=column("rank"), expression=number(plan.top))
     folded = exp.Case(ifs=[exp.If(this=is_top, true=column("group_values"))], default=OTHER.copy())
-    return select([exp.Star(), named(folded, "shown")], subquery(ranked, "sized"))
+    return select([column("group_values"), column("rank"), named(folded, "shown")], subquery(ranked, "sized"))
+
+
+def _same_group() -> exp.Expr:
+    return exp.EQ(this=column("group_values", "totals"), expression=column("group_values", "shown_groups"))
 
 
 def _folded(plan: FunnelPlan) -> exp.Select:
-    users = [
-        named(exp.Sum(this=column(f"users_{index}")), f"users_{index}")
+    """The totals of the shown groups; the seconds stay with the groups they were read for."""
+    added = [
+        named(exp.Sum(this=column(f"{name}_{index}", "totals")), f"{name}_{index}")
         for index in range(1, len(plan.sequence.steps) + 1)
+        for name in ("users", "immature")
     ]
-    shown = named(column("shown"), "group_values")
-    return select([shown, *users], "ranked", group_by=[column("shown")])
+    keys = [*([column("bucket_number", "totals")] if plan.buckets else []), column("shown", "shown_groups")]
+    return select(
+        [*keys[:-1], named(keys[-1].copy(), "group_values"), *added],
+        "totals",
+        joins=[join(exp.table_("shown_groups"), [_same_group()])],
+        group_by=[key.copy() for key in keys],
+    )
 
 
-def _median(plan: FunnelPlan, totals: str, index: int) -> exp.Expr:
+def _median(plan: FunnelPlan, shown: str, index: int) -> exp.Expr:
     ordered = exp.Order(expressions=[column("seconds")])
     half = exp.PercentileCont(this=exp.Literal.number("0.5"))
-    return _over_seconds(plan, totals, index, exp.WithinGroup(this=half, expression=ordered))
+    return _over_seconds(plan, shown, index, exp.WithinGroup(this=half, expression=ordered))
 
 
-def _average(plan: FunnelPlan, totals: str, index: int) -> exp.Expr:
-    return _over_seconds(plan, totals, index, exp.Avg(this=column("seconds")))
+def _average(plan: FunnelPlan, shown: str, index: int) -> exp.Expr:
+    return _over_seconds(plan, shown, index, exp.Avg(this=column("seconds")))
 
 
-def _over_seconds(plan: FunnelPlan, totals: str, index: int, aggregate: exp.Expr) -> exp.Expr:
+def _over_seconds(plan: FunnelPlan, shown: str, index: int, aggregate: exp.Expr) -> exp.Expr:
     """An aggregate over the seconds to one step; of a folded group, over those of all its groups."""
     if index == 1:
         return cast(exp.Null(), "double precision")
-    of = "ranked" if plan.top is not None else totals
     unnested = exp.Table(
-        this=function("unnest", column(f"seconds_{index}", of)),
+        this=function("unnest", column(f"seconds_{index}", "totals")),
         alias=table_alias("seconds"),
     )
     if plan.top is None:
         return exp.Subquery(this=select([aggregate], unnested))
-    same_group = exp.EQ(this=column("shown", "ranked"), expression=column("group_values", totals))
-    return exp.Subquery(this=select([aggregate], "ranked", joins=[join(unnested, kind="CROSS")], where=[same_group]))
+    same = [exp.EQ(this=column("shown", "shown_groups"), expression=column("group_values", shown))]
+    if plan.buckets:
+        same.append(exp.EQ(this=column("bucket_number", "totals"), expression=column("bucket_number", shown)))
+    joins = [join(exp.table_("shown_groups"), [_same_group()]), join(unnested, kind="CROSS")]
+    return exp.Subquery(this=select([aggregate], "totals", joins=joins, where=same))
 
 
 def _interval(seconds: exp.Expr) -> exp.Expr:
@@ -257,14 +458,19 @@ def _interval(seconds: exp.Expr) -> exp.Expr:
 
 def funnel_sources(plan: FunnelPlan) -> dict[str, str]:
     """The names that the steps' scans have in the query."""
-    return {f"step_{index}": step.event.name for index, step in enumerate(plan.sequence.steps, start=1)}
+    steps = {f"step_{index}": step.event.name for index, step in enumerate(plan.sequence.steps, start=1)}
+    excluded = enumerate(plan.sequence.exclusions, start=1)
+    return steps | {f"without_{index}": exclusion.event.event.name for index, exclusion in excluded}
 
 
 ANALYSIS = Analysis(
     keyword="funnel",
-    clauses=(syntax.Within, syntax.Over, syntax.Where, syntax.ForUsersWhere, syntax.GroupBy, syntax.Top),
+    clauses=(
+        syntax.Within, syntax.InAnyOrder, syntax.StrictlyInOrder, syntax.Without, syntax.Holding, syntax.FirstTime,
+        syntax.Counting, syntax.By, syntax.Over, syntax.Where, syntax.ForUsersWhere, syntax.GroupBy, syntax.Top,
+    ),
     row=_ROW,
     bind=bind_funnel,
     lower=lower_funnel,
     sources=funnel_sources,
-)
+)  # fmt: skip

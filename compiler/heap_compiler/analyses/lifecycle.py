@@ -6,7 +6,7 @@ All history before the range is read, since only it tells who is new.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import cast as typing_cast
 
 from sqlglot import exp
@@ -16,14 +16,13 @@ from heap_compiler.activity import active_buckets
 from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
 from heap_compiler.bound import BoundEvent
-from heap_compiler.ranges import TimeRange, bucket_starts
+from heap_compiler.ranges import BEGINNING, TimeRange, bucket_starts
 from heap_compiler.sql import cast, column, join, named, number, numbered_times, select, table_alias, text, with_ctes
 
 __all__ = ["ANALYSIS", "LifecyclePlan"]
 
 _ROW = (ResultColumn("bucket", "timestamptz"), ResultColumn("status", "text"), ResultColumn("users", "bigint"))
 _STATUSES = ("new", "returning", "resurrecting", "dormant")
-_BEGINNING = datetime(1, 1, 3, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ def bind_lifecycle(statement: syntax.AnalysisStatement, binder: Binder) -> Lifec
 
 def lower_lifecycle(plan: LifecyclePlan) -> exp.Query:
     """One row per bucket and status. In the query bucket 0 is all history, 1 the bucket before the range."""
-    read = TimeRange(_BEGINNING, plan.end)
+    read = TimeRange(BEGINNING, plan.end)
     active = active_buckets(plan.schema, plan.event, read, plan.buckets, plan.users, alias="active_events")
     neighbours = select(
         [column("bucket"), _neighbour("lag", "bucket_before"), _neighbour("lead", "bucket_after")], "active"

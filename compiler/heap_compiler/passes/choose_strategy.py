@@ -14,20 +14,38 @@ PROBE_COST = 15
 
 
 def choose_strategy(sequence: Sequence) -> Sequence:
-    """Gives a step a driver when an earlier step is rarer by more than `PROBE_COST`. Unknown sizes never probe."""
+    """Gives a step a driver when an earlier step, which every chain has, is rarer by more than `PROBE_COST`. Unknown
+    sizes never probe. What a chain excludes begins after step 1, the only step that can drive it; when it is every
+    event, of which there are more than of any step, it always does."""
+    if sequence.any_order:
+        return sequence
     sizes = [_matching_events(step) for step in sequence.steps]
     steps = list(sequence.steps)
     for index in range(1, len(steps)):
+        known = [
+            (before, at)
+            for at, before in enumerate(sizes[:index])
+            if before is not None and not sequence.steps[at].optional
+        ]
         size = sizes[index]
-        known = [(before, at) for at, before in enumerate(sizes[:index]) if before is not None]
         if size is None or not known:
             continue
         rarest, driver = min(known)
         if rarest * PROBE_COST < size:
             steps[index] = replace(steps[index], driver=driver)
-    return replace(sequence, steps=tuple(steps))
+    exclusions = list(sequence.exclusions)
+    for index, exclusion in enumerate(exclusions):
+        size = _matching_events(exclusion.event)
+        frequent = size is not None and sizes[0] is not None and sizes[0] * PROBE_COST < size
+        if frequent or _is_every_event(exclusion.event):
+            exclusions[index] = replace(exclusion, event=replace(exclusion.event, driver=0))
+    return replace(sequence, steps=tuple(steps), exclusions=tuple(exclusions))
 
 
 def _matching_events(step: SequenceStep) -> int | None:
     sizes = [alternative.matching_events for alternative in step.event.alternatives]
     return None if None in sizes else sum(size for size in sizes if size is not None)
+
+
+def _is_every_event(step: SequenceStep) -> bool:
+    return any(not alternative.conditions for alternative in step.event.alternatives)

@@ -11,37 +11,19 @@ A step with a driver is probed: an index lookup per user who took the driver's s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import timedelta
 
 from sqlglot import exp
 
-from heap_compiler.scan import EVENT_ORDER, scans
-from heap_compiler.sequence import Sequence, SequenceStep
-from heap_compiler.sql import (
-    all_of,
-    column,
-    elapsed,
-    function,
-    is_set,
-    join,
-    named,
-    number,
-    select,
-    subquery,
-    table_alias,
-    union_all,
-)
+from heap_compiler.sequence import Sequence
+from heap_compiler.sql import all_of, column, elapsed, function, is_set, named, number, select, union_all
+from heap_compiler.strategies.reading import step_events
 
-__all__ = ["user_chains"]
+__all__ = ["merged_chains"]
 
 
-def user_chains(sequence: Sequence, *, entries: bool = False) -> list[tuple[str, exp.Query]]:
-    """The named queries that end in `chains`: one row per user who took the first step.
-
-    `chains` has `user_id` and `time_1`, `time_2`, ...: when the steps of the user's chain happened, null for steps not
-    reached. The user's chain is the one that reaches furthest; among those the one that ends first, its events each as
-    late as they can be.
+def merged_chains(sequence: Sequence, *, entries: bool = False) -> list[tuple[str, exp.Query]]:
+    """The named queries that end in `chains`, for a plain sequence; see `strategies.user_chains`.
 
     Args:
         sequence: after `SEQUENCE_PASSES`.
@@ -59,50 +41,8 @@ def _matched(sequence: Sequence) -> exp.Query:
     """All steps' events in one timeline, each row labelled with its step."""
     parts: list[exp.Select] = []
     for index, step in enumerate(sequence.steps, start=1):
-        read = _scan if step.driver is None else _probe
-        parts += read(sequence, step, index)
+        parts += step_events(sequence, step, {"step": number(index)}, alias=f"step_{index}")
     return union_all(parts)
-
-
-def _scan(sequence: Sequence, step: SequenceStep, index: int) -> Iterable[exp.Select]:
-    assert step.read is not None
-    columns = {**{name: column(name) for name in EVENT_ORDER}, "step": number(index)}
-    return scans(sequence.schema, step.event, step.read, columns, alias=f"step_{index}", ordered=True)
-
-
-def _probe(sequence: Sequence, step: SequenceStep, index: int) -> Iterable[exp.Select]:
-    """The step's events of those users only who took the driver's step, within reach of it."""
-    assert step.read is not None
-    assert step.driver is not None
-    driver = sequence.steps[step.driver]
-    assert driver.read is not None
-    times = {"user_id": column("user_id"), "time": column("time")}
-    taken = union_all(scans(sequence.schema, driver.event, driver.read, times, alias=f"step_{index}_users"))
-    users = select(
-        [
-            column("user_id"),
-            named(exp.Min(this=column("time")), "first_time"),
-            named(exp.Max(this=column("time")), "last_time"),
-        ],
-        subquery(taken, "taken"),
-        group_by=[column("user_id")],
-    )
-    alias = f"step_{index}"
-    reach = exp.Add(this=column("last_time", "driver"), expression=elapsed(sequence.window))
-    near: list[exp.Expr] = [
-        exp.EQ(this=column("user_id", alias), expression=column("user_id", "driver")),
-        exp.GTE(this=column("time", alias), expression=column("first_time", "driver")),
-        exp.LTE(this=column("time", alias), expression=reach),
-    ]
-    columns = {name: column(name) for name in EVENT_ORDER}
-    probe = union_all(scans(sequence.schema, step.event, step.read, columns, alias=alias, extra=near, ordered=True))
-    lateral = exp.Lateral(this=exp.Subquery(this=probe), alias=table_alias("probe"))
-    yield select(
-        [*(column(name, "probe") for name in EVENT_ORDER), named(number(index), "step")],
-        subquery(users, "driver"),
-        joins=[join(lateral, kind="CROSS")],
-        order_by=[column(name, "probe") for name in EVENT_ORDER],
-    )
 
 
 def _reached(sequence: Sequence, index: int, source: str, *, entries: bool) -> exp.Select:

@@ -1,3 +1,21 @@
+CREATE OR REPLACE FUNCTION heap._later_end(last_end bigint, began bigint, ended bigint)
+RETURNS bigint
+LANGUAGE sql
+IMMUTABLE
+PARALLEL SAFE
+RETURN CASE WHEN began > last_end THEN ended ELSE last_end END;
+COMMENT ON FUNCTION heap._later_end(bigint, bigint, bigint) IS
+'The end of the chain, if it begins after the last one taken ended, else that end';
+
+CREATE OR REPLACE AGGREGATE heap._last_taken (began bigint, ended bigint) (
+    sfunc = heap._later_end,
+    stype = bigint,
+    initcond = '0',
+    parallel = safe
+);
+COMMENT ON AGGREGATE heap._last_taken(bigint, bigint) IS
+'Over chains in the order of their ends: where the last one ends that is taken when none may overlap';
+
 CREATE OR REPLACE FUNCTION heap.funnel(statement text)
 RETURNS TABLE (
     group_key text,
@@ -7,7 +25,9 @@ RETURNS TABLE (
     conversion numeric,
     step_conversion numeric,
     median_time interval,
-    average_time interval
+    average_time interval,
+    bucket timestamptz,
+    immature bigint
 )
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -26,7 +46,9 @@ RETURNS TABLE (
     conversion numeric,
     step_conversion numeric,
     median_time interval,
-    average_time interval
+    average_time interval,
+    bucket timestamptz,
+    immature bigint
 )
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
