@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
+from heap_compiler.catalog import Segment
+
 
 class DictionaryCatalog:
     schema = "shop"
@@ -20,12 +22,24 @@ class DictionaryCatalog:
             "Purchase": "purchase",
         }  # fmt: skip
         self.sizes = sizes or {}
+        self.segments = {
+            "Bought twice": Segment('where did "Purchase" at least 2 times', None),
+            "Lapsed": Segment('who did "Purchase" and did not do any in last 30 days', None),
+            "Listed": Segment("where plan = 'pro'", "segment_listed_1"),
+            "Circle": Segment("where in \"Circle\" or plan = 'pro'", None),
+        }
 
     def definition(self, name: str) -> str | None:
         return self.definitions.get(name)
 
     def event_names(self) -> Iterable[str]:
         return self.definitions
+
+    def segment(self, name: str) -> Segment | None:
+        return self.segments.get(name)
+
+    def segment_names(self) -> Iterable[str]:
+        return self.segments
 
     def matching_events(self, name: str) -> int | None:
         return self.sizes.get(name)

@@ -122,7 +122,7 @@ def _chains_to(level: int, events: Sequence[Event], steps: Sequence[Test], rules
     return [chain for chain in candidates() if _is_valid(chain, events, rules)]
 
 
-def _counted(events: Sequence[Event], steps: Sequence[Test], rules: Rules) -> Iterator[tuple[int, Chain]]:
+def counted_chains(events: Sequence[Event], steps: Sequence[Test], rules: Rules) -> Iterator[tuple[int, Chain]]:
     """(level, chain) of one user: the one that counts, one per session, or all that do not overlap."""
     if rules.first_time:
         ever = sorted((event for event in events if steps[0](event)), key=lambda event: event.order)
@@ -168,7 +168,7 @@ def funnel(
         by_user.setdefault(event.user_id, []).append(event)
     chains: dict[Any, list[tuple[int, Chain]]] = {}
     for user, own in by_user.items():
-        for level, chain in _counted(own, steps, rules):
+        for level, chain in counted_chains(own, steps, rules):
             chains.setdefault(key(user, chain), []).append((level, chain))
     rows = {}
     for group, members in chains.items():

@@ -61,7 +61,11 @@ def test_functions_return_the_columns_their_analyses_say(connection: Any) -> Non
             "SELECT pg_get_function_result(p.oid) FROM pg_proc AS p WHERE pronamespace = 'heap'::regnamespace"
             " AND proname = %s LIMIT 1", (analysis.keyword,)
         ).fetchone()  # fmt: skip
-        types = {"int": "integer", "timestamptz": "timestamp with time zone"}
+        types = {
+            "int": "integer",
+            "timestamptz": "timestamp with time zone",
+            "timestamptz[]": "timestamp with time zone[]",
+        }
         columns = ", ".join(f"{column.name} {types.get(column.type, column.type)}" for column in analysis.row)
         assert row == (f"TABLE({columns})",)
 

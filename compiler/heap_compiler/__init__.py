@@ -8,8 +8,11 @@ from heap_compiler.compile import (
     Compiled,
     CompiledDefinition,
     CompiledDrop,
+    CompiledDropSegment,
     CompiledQuery,
+    CompiledSegment,
     compile_definition,
+    compile_segment,
     compile_statement,
 )
 from heap_compiler.errors import HeapError
@@ -19,8 +22,11 @@ __all__ = [
     "Compiled",
     "CompiledDefinition",
     "CompiledDrop",
+    "CompiledDropSegment",
     "CompiledQuery",
+    "CompiledSegment",
     "HeapError",
     "compile_definition",
+    "compile_segment",
     "compile_statement",
 ]

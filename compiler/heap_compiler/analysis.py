@@ -20,7 +20,7 @@ class ResultColumn(NamedTuple):
     """A column of an analysis's rows."""
 
     name: str
-    type: Literal["text", "int", "bigint", "numeric", "timestamptz", "interval"]
+    type: Literal["text", "int", "bigint", "numeric", "timestamptz", "interval", "timestamptz[]", "bigint[]"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Analysis(Generic[_Plan]):
 
     Attributes:
         keyword: the statement's first word, and the grammar rule's name.
-        clauses: the clauses it takes.
+        clauses: the clauses it takes beyond ranges and filters, which every analysis has.
         row: the columns of its result.
         bind: statement -> typed plan; the only step that looks names up.
         lower: typed plan -> query.

@@ -6,25 +6,28 @@ Takes syntax nodes, gives bound events, ranges, filters and group keys, with eve
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar, assert_never, cast
 
 from sqlglot import exp
 
 from heap_compiler import syntax
-from heap_compiler.bound import Alternative, BoundEvent, GroupKey
+from heap_compiler.bound import Alternative, BoundEvent, FirstAfter, GroupKey
 from heap_compiler.catalog import Catalog
 from heap_compiler.errors import HeapError, Span, nearest
+from heap_compiler.members import MemberBinder
 from heap_compiler.parse import parse_event
 from heap_compiler.passes import PREDICATE_PASSES
 from heap_compiler.predicates import PredicateBinder, property_text
-from heap_compiler.ranges import TimeRange, default_range, resolve
-from heap_compiler.sql import all_of, any_of, column, conjuncts, select, text, users_table
+from heap_compiler.ranges import TimeRange, default_range, resolve, window
+from heap_compiler.sql import all_of, any_of, column, conjuncts, function, number, select, subquery, text, users_table
 
 __all__ = ["Binder", "bind_definition", "unknown_event"]
 
+_EVERYWHERE = (syntax.Over, syntax.Where, syntax.ForUsersWhere, syntax.ForUsersIn, syntax.Sample)
 _MAX_ALTERNATIVES = 100
+_SAMPLE_SEED, _SAMPLE_PARTS = 20_261, 1_000_000
 _C = TypeVar("_C", bound=syntax.Clause)
 
 
@@ -35,10 +38,12 @@ class _Branch:
     definition: str | None
     base: exp.Expr | None
     beyond: tuple[exp.Expr, ...]
+    first_after: FirstAfter | None = None
 
 
-def bind_definition(event: syntax.Event, catalog: Catalog, name: str | None = None) -> exp.Expr:
-    """The predicate of a definition: what its partial indexes are built on.
+def bind_definition(event: syntax.Event, catalog: Catalog, name: str | None = None) -> exp.Expr | None:
+    """The predicate of a definition: what its partial indexes are built on. None when it is a sequence, or made of
+    one, which no condition on single events can say.
 
     Args:
         event: what the definition stands for.
@@ -49,6 +54,9 @@ def bind_definition(event: syntax.Event, catalog: Catalog, name: str | None = No
         HeapError: an unknown event, a user property, or a definition that contains itself.
     """
     binder = _EventBinder(catalog, allow_users=False, path=(name,) if name is not None else ())
+    if binder.is_sequence(event):
+        binder.branches(event)
+        return None
     return all_of(_conditions([binder.predicate(event)]))
 
 
@@ -67,7 +75,7 @@ class Binder:
         text: the statement, for names taken from it.
         catalog: the app.
         clauses: the analysis's clauses.
-        allowed: the kinds of clause it takes.
+        allowed: the kinds of clause it takes beyond ranges and filters, which every analysis has.
 
     Raises:
         HeapError: a clause that the analysis does not take, or one that is there twice.
@@ -82,10 +90,11 @@ class Binder:
     ) -> None:
         self.text = text
         self.catalog = catalog
+        self.sources: dict[str, str] = {}  # scans of who the users are, and the event each reads
         self._clauses: dict[type[syntax.Clause], syntax.Clause] = {}
         for clause in clauses:
             kind = type(clause)
-            if kind not in allowed:
+            if kind not in allowed and kind not in _EVERYWHERE:
                 raise HeapError(f"this analysis takes no {_keyword(kind)} clause", clause.span)
             if kind in self._clauses and kind is not syntax.Without:
                 raise HeapError(f"a second {_keyword(kind)} clause", clause.span, "each may appear once")
@@ -114,24 +123,8 @@ class Binder:
 
     def event(self, event: syntax.Event, label: str | None = None) -> BoundEvent:
         """The event expression, with the analysis's own `where` added to it."""
-        branches = _EventBinder(self.catalog).branches(event)
-        if len(branches) > _MAX_ALTERNATIVES:
-            raise HeapError(f"more than {_MAX_ALTERNATIVES} alternatives", event.span)
-        alternatives = tuple(self._alternative(branch) for branch in branches)
-        return BoundEvent(self.name_of(event) if label is None else label, alternatives)
-
-    def _alternative(self, branch: _Branch) -> Alternative:
-        beyond = (*branch.beyond, *self._where)
-        if branch.base is None:
-            return Alternative(_conditions(beyond), None)
-        # The definition's own conjuncts pass through untouched by what is asked beyond them, so that PostgreSQL can
-        # prove its index predicate from the query.
-        base = _conditions([branch.base])
-        known = set(base)
-        extra = tuple(part for part in _conditions(beyond) if part not in known)
-        assert branch.definition is not None
-        matching = self.catalog.matching_events(branch.definition)
-        return Alternative((*base, *extra), branch.definition, matching)
+        name = self.name_of(event) if label is None else label
+        return BoundEvent(name, _EventBinder(self.catalog).alternatives(event, self._where))
 
     def name_of(self, node: syntax.Node) -> str:
         """What the analyst wrote there, on one line; a defined event's plain name."""
@@ -141,12 +134,49 @@ class Binder:
 
     @cached_property
     def users(self) -> exp.Query | None:
-        """The users the analysis is about, as a query of their ids; None means all."""
-        clause = self.clause(syntax.ForUsersWhere)
-        if clause is None:
-            return None
-        condition = PredicateBinder(self.catalog, of_users=True).condition(clause.predicate)
-        return select([column("user_id")], users_table(self.catalog.schema), where=[condition])
+        """The users the analysis is about, as a query of their ids; None means all.
+
+        Raises:
+            HeapError: `for users` twice.
+        """
+        where, within = self.clause(syntax.ForUsersWhere), self.clause(syntax.ForUsersIn)
+        if where is not None and within is not None:
+            hint = f'for users where in "{within.segment.name}" and ...'
+            raise HeapError("a second for users clause", within.span, hint)
+        chosen = where.predicate if where is not None else within.segment if within is not None else None
+        return self._sampled(None if chosen is None else self.members(chosen))
+
+    def members(
+        self, predicate: syntax.Predicate, *, during: syntax.Over | None = None, segment: str | None = None
+    ) -> exp.Query:
+        """The users that a condition keeps, as a query of their ids.
+
+        Args:
+            during: the range of facts that name none; None means ever.
+            segment: the segment that the condition defines.
+        """
+        binder = MemberBinder(self.catalog, self._event_of_users, during=during, name=segment)
+        query = binder.query(predicate)
+        self.sources |= binder.sources
+        return query
+
+    def _event_of_users(self, event: syntax.Event) -> BoundEvent:
+        """Without the analysis's `where`, which is about the events that are analysed."""
+        return BoundEvent(self.name_of(event), _EventBinder(self.catalog).alternatives(event, ()))
+
+    def _sampled(self, users: exp.Query | None) -> exp.Query | None:
+        """Those of the users whose hash falls into the sample: the same ones in every analysis."""
+        sample = self.clause(syntax.Sample)
+        if sample is None:
+            return users
+        positive = exp.BitwiseAnd(
+            this=function("hashint8extended", column("user_id"), number(_SAMPLE_SEED)), expression=number(2**63 - 1)
+        )
+        place = exp.Mod(this=exp.paren(positive), expression=number(_SAMPLE_PARTS))
+        chosen = exp.LT(this=place, expression=number(int(sample.percent * _SAMPLE_PARTS / 100)))
+        if users is None:
+            return select([column("user_id")], users_table(self.catalog.schema), where=[chosen])
+        return select([column("user_id")], subquery(users, "members"), where=[chosen])
 
     @cached_property
     def group_keys(self) -> tuple[GroupKey, ...]:
@@ -171,12 +201,20 @@ class Binder:
         return None if clause is None else clause.count
 
 
+_KEYWORDS = {
+    syntax.FirstTime: "first time",
+    syntax.Follow: "for",
+    syntax.ForUsersIn: "for users",
+    syntax.ForUsersWhere: "for users",
+    syntax.GroupBy: "group by",
+    syntax.InAnyOrder: "in any order",
+    syntax.Over: "range",
+    syntax.StrictlyInOrder: "strictly in order",
+}
+
+
 def _keyword(kind: type[syntax.Clause]) -> str:
-    words = {
-        syntax.ForUsersWhere: "for users", syntax.GroupBy: "group by", syntax.Over: "range", syntax.Follow: "for",
-        syntax.InAnyOrder: "in any order", syntax.StrictlyInOrder: "strictly in order", syntax.FirstTime: "first time",
-    }  # fmt: skip
-    return words.get(kind, kind.__name__.lower())
+    return _KEYWORDS.get(kind, kind.__name__.lower())
 
 
 class _EventBinder:
@@ -187,21 +225,65 @@ class _EventBinder:
         self.predicates = PredicateBinder(catalog, allow_users=allow_users)
         self.path = path
 
+    def alternatives(self, event: syntax.Event, where: tuple[exp.Expr, ...]) -> tuple[Alternative, ...]:
+        """The ways the event can match, with further conditions.
+
+        Raises:
+            HeapError: an unknown name, or too many alternatives.
+        """
+        branches = self.branches(event)
+        if len(branches) > _MAX_ALTERNATIVES:
+            raise HeapError(f"more than {_MAX_ALTERNATIVES} alternatives", event.span)
+        return tuple(self._alternative(branch, where) for branch in branches)
+
+    def _alternative(self, branch: _Branch, where: tuple[exp.Expr, ...]) -> Alternative:
+        beyond = (*branch.beyond, *where)
+        if branch.base is None:
+            return Alternative(_conditions(beyond), None, first_after=branch.first_after)
+        # The definition's own conjuncts pass through untouched by what is asked beyond them, so that PostgreSQL can
+        # prove its index predicate from the query.
+        base = _conditions([branch.base])
+        known = set(base)
+        extra = tuple(part for part in _conditions(beyond) if part not in known)
+        assert branch.definition is not None
+        matching = self.catalog.matching_events(branch.definition)
+        return Alternative((*base, *extra), branch.definition, matching)
+
+    def is_sequence(self, event: syntax.Event) -> bool:
+        """True when the event is defined by a sequence, itself or through the definitions it is made of."""
+        match event:
+            case syntax.FirstAfter():
+                return True
+            case syntax.DefinedEvent(name=name, span=span):
+                return self._inside(name, span).is_sequence(self._meaning(name, span))
+            case syntax.Filtered(event=inner):
+                return self.is_sequence(inner)
+            case syntax.AnyOf(events=events):
+                return any(self.is_sequence(inner) for inner in events)
+        return False
+
     def branches(self, event: syntax.Event) -> list[_Branch]:
         """The alternatives of an event expression: one per definition, so that each can use its own index."""
         match event:
             case syntax.DefinedEvent(name=name, span=span):
-                return [_Branch(name, self._defined(name, span), ())]
+                inside, meaning = self._inside(name, span), self._meaning(name, span)
+                if self.is_sequence(event):
+                    return inside.branches(meaning)
+                return [_Branch(name, inside.predicate(meaning), ())]
+            case syntax.FirstAfter(event=first, after=after, within=within):
+                rule = FirstAfter(
+                    BoundEvent("event", self.alternatives(first, ())),
+                    BoundEvent("after", self.alternatives(after, ())),
+                    None if within is None else window(within),
+                )
+                return [_Branch(None, None, (), rule)]
             case syntax.RawEvent(type=raw):
                 return [_Branch(None, None, (_has_type(raw),))]
             case syntax.AnyEvent():
                 return [_Branch(None, None, ())]
             case syntax.Filtered(event=inner, predicate=predicate):
                 condition = self.predicates.condition(predicate)
-                return [
-                    _Branch(branch.definition, branch.base, (*branch.beyond, condition))
-                    for branch in self.branches(inner)
-                ]
+                return [replace(branch, beyond=(*branch.beyond, condition)) for branch in self.branches(inner)]
             case syntax.AnyOf(events=events):
                 return [branch for inner in events for branch in self.branches(inner)]
             case _:
@@ -215,14 +297,18 @@ class _EventBinder:
         ]
         return any_of(parts)
 
-    def _defined(self, name: str, span: Span) -> exp.Expr:
+    def _meaning(self, name: str, span: Span) -> syntax.Event:
         definition = self.catalog.definition(name)
         if definition is None:
             raise unknown_event(name, span, self.catalog)
+        return parse_event(definition)
+
+    def _inside(self, name: str, span: Span) -> _EventBinder:
+        """The binder of what a definition stands for."""
         if name in self.path:
-            raise HeapError(f'"{name}" would contain itself', span)
-        inner = _EventBinder(self.catalog, allow_users=False, path=(*self.path, name))
-        return inner.predicate(parse_event(definition))
+            cycle = " in ".join(f'"{step}"' for step in (*self.path[self.path.index(name) :], name))
+            raise HeapError(f'"{name}" would contain itself', span, f"a cycle: {cycle}")
+        return _EventBinder(self.catalog, allow_users=False, path=(*self.path, name))
 
 
 def unknown_event(name: str, span: Span, catalog: Catalog) -> HeapError:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from sqlglot import exp
 
-__all__ = ["Alternative", "BoundEvent", "GroupKey"]
+__all__ = ["Alternative", "BoundEvent", "FirstAfter", "GroupKey"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +18,13 @@ class Alternative:
         conditions: SQL conditions over the columns of the events table; none means every event.
         definition: the defined event whose index serves these conditions, when there is one.
         matching_events: about how many events match the definition, or None when that is not known.
+        first_after: what else the event must be, that no condition on single events says.
     """
 
     conditions: tuple[exp.Expr, ...]
     definition: str | None
     matching_events: int | None = None
+    first_after: FirstAfter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,15 @@ class BoundEvent:
 
     name: str
     alternatives: tuple[Alternative, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FirstAfter:
+    """An event that is its user's first `event` after some `after`, at most `within` later (None: ever later)."""
+
+    event: BoundEvent
+    after: BoundEvent
+    within: timedelta | None
 
 
 @dataclass(frozen=True, slots=True)

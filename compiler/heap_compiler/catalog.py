@@ -7,10 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from zoneinfo import ZoneInfo
 
-__all__ = ["Catalog"]
+__all__ = ["Catalog", "Segment"]
+
+
+class Segment(NamedTuple):
+    """A stored segment: its condition as written, from `users` on, and the table of its list where it has one."""
+
+    definition: str
+    list_table: str | None
 
 
 class Catalog(Protocol):
@@ -33,6 +40,12 @@ class Catalog(Protocol):
 
     def event_names(self) -> Iterable[str]:
         """All defined events, for suggestions."""
+
+    def segment(self, name: str) -> Segment | None:
+        """A segment, or None when there is none of that name."""
+
+    def segment_names(self) -> Iterable[str]:
+        """All segments, for suggestions."""
 
     def matching_events(self, name: str) -> int | None:
         """About how many events match the definition, or None when nobody has counted."""

@@ -10,7 +10,8 @@ from heap_compiler.analysis import ResultColumn
 from heap_compiler.bind import Binder, bind_definition, unknown_event
 from heap_compiler.catalog import Catalog
 from heap_compiler.errors import HeapError, Span
-from heap_compiler.parse import parse, parse_event
+from heap_compiler.members import events_named, segments_named, unknown_segment
+from heap_compiler.parse import parse, parse_event, parse_members
 from heap_compiler.passes import QUERY_PASSES
 from heap_compiler.sql import generate
 
@@ -18,8 +19,11 @@ __all__ = [
     "Compiled",
     "CompiledDefinition",
     "CompiledDrop",
+    "CompiledDropSegment",
     "CompiledQuery",
+    "CompiledSegment",
     "compile_definition",
+    "compile_segment",
     "compile_statement",
 ]
 
@@ -48,13 +52,14 @@ class CompiledDefinition:
     Attributes:
         name: the event to be defined.
         definition: the event expression as written.
-        predicate: the SQL condition of its partial indexes, over the events table.
+        predicate: the SQL condition of its partial indexes, over the events table; None for a sequence, which no
+            index can hold.
         uses: the defined events it is made of, directly.
     """
 
     name: str
     definition: str
-    predicate: str
+    predicate: str | None
     uses: tuple[str, ...]
 
 
@@ -65,7 +70,32 @@ class CompiledDrop:
     name: str
 
 
-Compiled = CompiledQuery | CompiledDefinition | CompiledDrop
+@dataclass(frozen=True, slots=True)
+class CompiledSegment:
+    """A `segment` statement.
+
+    Attributes:
+        name: the segment to be defined.
+        definition: the condition as written, from `where` or `who` on.
+        members: SQL query of its users' ids.
+        events, segments: the defined events and the segments it is made of, directly.
+    """
+
+    name: str
+    definition: str
+    members: str
+    events: tuple[str, ...]
+    segments: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledDropSegment:
+    """A `drop segment` statement."""
+
+    name: str
+
+
+Compiled = CompiledQuery | CompiledDefinition | CompiledDrop | CompiledSegment | CompiledDropSegment
 
 
 def compile_statement(text: str, catalog: Catalog, keyword: str | None = None) -> Compiled:
@@ -101,6 +131,13 @@ def _compile(text: str, catalog: Catalog, keyword: str | None) -> Compiled:
             if catalog.definition(name) is None:
                 raise unknown_event(name, span, catalog)
             return CompiledDrop(name)
+        case syntax.DefineSegment(name=name, members=members, name_span=span):
+            _check_name(name, span, "a segment")
+            return _segment(name, text[members.span.start : members.span.end], members, catalog, text)
+        case syntax.DropSegment(name=name, name_span=span):
+            if catalog.segment(name) is None:
+                raise unknown_segment(name, span, catalog)
+            return CompiledDropSegment(name)
         case syntax.AnalysisStatement():
             return _analyse(statement, text, catalog, keyword)
     raise AssertionError(statement)
@@ -115,7 +152,8 @@ def _analyse(statement: syntax.AnalysisStatement, text: str, catalog: Catalog, k
     query = analysis.lower(plan)
     for query_pass in QUERY_PASSES:
         query = query_pass(query)
-    return CompiledQuery(statement.keyword, generate(query), analysis.row, analysis.sources(plan))
+    sources = {**analysis.sources(plan), **binder.sources}
+    return CompiledQuery(statement.keyword, generate(query), analysis.row, sources)
 
 
 def compile_definition(name: str, definition: str, catalog: Catalog) -> CompiledDefinition:
@@ -134,9 +172,39 @@ def compile_definition(name: str, definition: str, catalog: Catalog) -> Compiled
         raise HeapError("the definition is nested too deeply", sqlstate="54001") from None
 
 
+def compile_segment(name: str, definition: str, catalog: Catalog) -> CompiledSegment:
+    """Compiles a condition on users under a name: what `heap.define_segment` takes, such as `users where plan = 'pro'`.
+
+    Raises:
+        HeapError: positions are those of `definition`; none when the name itself is not acceptable.
+    """
+    written = definition.strip()
+    if written.split(None, 1)[:1] and written.split(None, 1)[0].lower() == "users":
+        written = written.split(None, 1)[1] if len(written.split(None, 1)) > 1 else ""
+    try:
+        _check_name(name, None, "a segment")
+        return _segment(name, written, parse_members(written), catalog, written)
+    except HeapError as error:
+        error.text = written if error.text is None else error.text
+        raise
+    except RecursionError:
+        raise HeapError("the segment is nested too deeply", sqlstate="54001") from None
+
+
+def _segment(name: str, definition: str, members: syntax.Members, catalog: Catalog, text: str) -> CompiledSegment:
+    binder = Binder(text, catalog, (), ())
+    query = binder.members(members.predicate, segment=name)
+    for query_pass in QUERY_PASSES:
+        query = query_pass(query)
+    events = {name for event in events_named(members.predicate) for name in _names(event)}
+    segments = segments_named(members.predicate)
+    return CompiledSegment(name, definition, generate(query), tuple(sorted(events)), tuple(sorted(segments)))
+
+
 def _definition(name: str, definition: str, event: syntax.Event, catalog: Catalog) -> CompiledDefinition:
     predicate = bind_definition(event, catalog, name)
-    return CompiledDefinition(name, definition, generate(predicate), tuple(sorted(_names(event))))
+    sql = None if predicate is None else generate(predicate)
+    return CompiledDefinition(name, definition, sql, tuple(sorted(_names(event))))
 
 
 def _names(event: syntax.Event) -> set[str]:
@@ -148,15 +216,17 @@ def _names(event: syntax.Event) -> set[str]:
             return _names(inner)
         case syntax.AnyOf(events=events):
             return {name for inner in events for name in _names(inner)}
+        case syntax.FirstAfter(event=first, after=after):
+            return _names(first) | _names(after)
     return set()
 
 
 _MAX_NAME_LENGTH = 200
 
 
-def _check_name(name: str, span: Span | None) -> None:
+def _check_name(name: str, span: Span | None, what: str = "an event") -> None:
     if not name.strip():
-        raise HeapError("an event needs a name", span)
+        raise HeapError(f"{what} needs a name", span)
     if len(name) > _MAX_NAME_LENGTH:
         raise HeapError(f"a name may have {_MAX_NAME_LENGTH} characters, this one has {len(name)}", span)
     if not name.isprintable():

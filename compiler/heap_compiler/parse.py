@@ -16,7 +16,7 @@ import heap_grammar
 from heap_compiler import syntax
 from heap_compiler.errors import HeapError, Span, nearest
 
-__all__ = ["MAX_STATEMENT_LENGTH", "parse", "parse_event", "save_parser"]
+__all__ = ["MAX_STATEMENT_LENGTH", "parse", "parse_event", "parse_members", "save_parser"]
 
 MAX_STATEMENT_LENGTH = 100_000
 """Characters. A longer statement is refused: nothing a person writes is near it."""
@@ -54,15 +54,26 @@ def parse_event(text: str) -> syntax.Event:
     Raises:
         HeapError: as `parse`; positions are those of `text`.
     """
-    prefix = 'define "" as '
+    return cast(syntax.Define, _parse_after('define "" as ', text)).event
+
+
+def parse_members(text: str) -> syntax.Members:
+    """A condition on users alone, such as the stored text of a segment: `where country = 'DE'`.
+
+    Raises:
+        HeapError: as `parse`; positions are those of `text`.
+    """
+    return cast(syntax.DefineSegment, _parse_after('segment "" as users ', text)).members
+
+
+def _parse_after(prefix: str, text: str) -> syntax.Statement:
     try:
-        statement = parse(prefix + text)
+        return parse(prefix + text)
     except HeapError as error:
         if error.span is not None:
             start, end = (max(0, offset - len(prefix)) for offset in error.span)
             error.span = Span(start, end)
         raise
-    return cast(syntax.Define, statement).event
 
 
 def save_parser() -> Path:
@@ -105,6 +116,10 @@ _TERMINAL_NAMES = {
     "LPAR": "(",
     "RPAR": ")",
     "COMMA": ",",
+    "IN_LAST": "in last",
+    "IN_PREVIOUS": "in previous",
+    "NUMBER_OF_PERCENT": "a part such as 10%",
+    "_TIMES": "times",
     "SEMICOLON": None,
     "$END": "the end of the statement",
 }
@@ -225,6 +240,19 @@ class _TreeBuilder(Transformer[Token, Any]):
     def event_name(self, meta: Meta, children: list[Token]) -> tuple[str, Span]:
         return _unquote(children[0]), _span(meta)
 
+    def segment(self, meta: Meta, children: list[Any]) -> syntax.DefineSegment:
+        (name, name_span), members = children
+        return syntax.DefineSegment(span=_span(meta), name=name, name_span=name_span, members=members)
+
+    def drop_segment(self, meta: Meta, children: list[Any]) -> syntax.DropSegment:
+        ((name, name_span),) = children
+        return syntax.DropSegment(span=_span(meta), name=name, name_span=name_span)
+
+    segment_name = event_name
+
+    def members(self, meta: Meta, children: list[Any]) -> syntax.Members:
+        return syntax.Members(span=_span(meta), predicate=children[0])
+
     # Heads
 
     def series(self, meta: Meta, children: list[Any]) -> syntax.Series:
@@ -288,6 +316,23 @@ class _TreeBuilder(Transformer[Token, Any]):
     def for_users_where(self, meta: Meta, children: list[Any]) -> syntax.ForUsersWhere:
         return syntax.ForUsersWhere(span=_span(meta), predicate=children[0])
 
+    def for_users_in(self, meta: Meta, children: list[Any]) -> syntax.ForUsersIn:
+        return syntax.ForUsersIn(span=_span(meta), segment=children[0])
+
+    def sample(self, meta: Meta, children: list[Token]) -> syntax.Sample:
+        percent = Decimal(children[0].rstrip("%").strip())
+        if not 0 < percent <= 100:
+            raise HeapError(f"a sample of {children[0]} is out of bounds", _span(meta), "more than 0%, at most 100%")
+        return syntax.Sample(span=_span(meta), percent=percent)
+
+    def reaching(self, meta: Meta, children: list[Any]) -> syntax.Reaching:
+        step, but_not = (None if number is None else _count(number) for number in children)
+        assert step is not None
+        return syntax.Reaching(span=_span(meta), step=step, but_not=but_not)
+
+    def limit(self, meta: Meta, children: list[Token]) -> syntax.Limit:
+        return syntax.Limit(span=_span(meta), count=_count(children[0]))
+
     def group_by(self, meta: Meta, children: list[Any]) -> syntax.GroupBy:
         *properties, step = children
         number = None if step is None else _count(step)
@@ -339,6 +384,10 @@ class _TreeBuilder(Transformer[Token, Any]):
 
     def any_event(self, meta: Meta, _: list[Any]) -> syntax.AnyEvent:
         return syntax.AnyEvent(span=_span(meta))
+
+    def first_after(self, meta: Meta, children: list[Any]) -> syntax.FirstAfter:
+        event, after, within = children
+        return syntax.FirstAfter(span=_span(meta), event=event, after=after, within=within)
 
     def raw_event(self, meta: Meta, children: list[Token]) -> syntax.RawEvent:
         return syntax.RawEvent(span=_span(meta), type=str(children[0]))
@@ -402,6 +451,32 @@ class _TreeBuilder(Transformer[Token, Any]):
 
     def element_matches(self, meta: Meta, children: list[Any]) -> syntax.ElementMatches:
         return syntax.ElementMatches(span=_span(meta), selector=children[0])
+
+    def did(self, meta: Meta, children: list[Any]) -> syntax.Did:
+        event, how_often, during = children
+        least, most = (1, None) if how_often is None else how_often
+        return syntax.Did(span=_span(meta), event=event, least=least, most=most, during=during)
+
+    def did_not(self, meta: Meta, children: list[Any]) -> syntax.Did:
+        event, during = children
+        return syntax.Did(span=_span(meta), event=event, least=None, most=0, during=during)
+
+    def did_then(self, meta: Meta, children: list[Any]) -> syntax.DidThen:
+        *events, within, during = children
+        return syntax.DidThen(span=_span(meta), events=tuple(events), within=within, during=during)
+
+    def how_often(self, _: Meta, children: list[Token]) -> tuple[int | None, int | None]:
+        word, times = str(children[0]).lower(), _count(children[1])
+        return {"least": (times, None), "most": (None, times), "exactly": (times, times)}[word]
+
+    def in_last(self, meta: Meta, children: list[Token]) -> syntax.Over:
+        return self.over(meta, children[1:])
+
+    def in_previous(self, meta: Meta, children: list[Token]) -> syntax.Over:
+        return self.previous(meta, children[1:])
+
+    def in_segment(self, meta: Meta, children: list[Token]) -> syntax.InSegment:
+        return syntax.InSegment(span=_span(meta), name=_unquote(children[0]))
 
     def event_property(self, meta: Meta, children: list[Token]) -> syntax.Property:
         return syntax.Property(span=_span(meta), of_user=False, name=str(children[0]))

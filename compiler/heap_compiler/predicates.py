@@ -81,6 +81,12 @@ class PredicateBinder:
                 return self._about(of, is_set(value), negated=negated)
             case syntax.Compare() | syntax.InList() | syntax.Between() | syntax.TextTest():
                 return self._test(predicate)
+            case syntax.Did() | syntax.DidThen() | syntax.InSegment():
+                raise HeapError(
+                    "this is a fact about users, and the condition is one on events",
+                    predicate.span,
+                    "write: for users where ...; after an event's own filter, put the event in parentheses",
+                )
             case _:
                 assert_never(predicate)
 
@@ -97,7 +103,7 @@ class PredicateBinder:
                 return self.condition(predicate.model_copy(update={"operator": flipped}))
             case syntax.InList() | syntax.Between() | syntax.TextTest() | syntax.IsSet():
                 return self.condition(predicate.model_copy(update={"negated": not predicate.negated}))
-            case syntax.Compare() | syntax.ElementMatches():
+            case syntax.Compare() | syntax.ElementMatches() | syntax.Did() | syntax.DidThen() | syntax.InSegment():
                 return _is_not_true(self.condition(predicate))
             case _:
                 assert_never(predicate)

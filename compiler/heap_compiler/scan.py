@@ -7,10 +7,22 @@ from itertools import combinations
 
 from sqlglot import exp
 
-from heap_compiler.bound import Alternative, BoundEvent
+from heap_compiler.bound import Alternative, BoundEvent, FirstAfter
 from heap_compiler.passes.disjoint_steps import disjoint
-from heap_compiler.ranges import TimeRange
-from heap_compiler.sql import column, events_table, named, select, subquery, timestamp, union_all
+from heap_compiler.ranges import BEGINNING, TimeRange
+from heap_compiler.sql import (
+    column,
+    elapsed,
+    events_table,
+    function,
+    named,
+    number,
+    select,
+    subquery,
+    text,
+    timestamp,
+    union_all,
+)
 
 __all__ = ["EVENT_ORDER", "distinct_events", "scans"]
 
@@ -41,11 +53,58 @@ def scans(
         select(
             [named(value.copy(), name) for name, value in columns.items()],
             events_table(schema, alias),
-            where=[*(part.copy() for part in (*alternative.conditions, *extra)), *_within(read)],
+            where=[
+                *(part.copy() for part in (*alternative.conditions, *extra)),
+                *_within(read),
+                *_is_first_after(schema, alternative.first_after, read, alias),
+            ],
             order_by=[part.copy() for part in order],
         )
         for alternative in event.alternatives
     ]
+
+
+def _is_first_after(schema: str, rule: FirstAfter | None, read: TimeRange, alias: str) -> list[exp.Expr]:
+    """The event is one of `rule.event` with a `rule.after` before it, at most `within` ago, and no other between: in
+    the timeline of both, the last `after` is no earlier than the last other `event`."""
+    if rule is None:
+        return []
+    start = read.start - min(rule.within, read.start - BEGINNING) if rule.within is not None else BEGINNING
+    timeline: list[exp.Select] = []
+    for part, event in (("event", rule.event), ("after", rule.after)):
+        columns = {**{name: column(name) for name in EVENT_ORDER}, "part": text(part)}
+        timeline += scans(schema, event, TimeRange(start, read.end), columns, alias=f"{alias}_{part}", ordered=True)
+    in_time = exp.Order(expressions=[column("time"), column("event_id")])
+    place = exp.Window(this=function("rank"), partition_by=[column("user_id")], order=in_time)
+    numbered = select([exp.Star(), named(place, "position")], subquery(union_all(timeline), "timeline"))
+    lasts = [
+        named(_last_before(column("position"), "event"), "event_position"),
+        named(_last_before(column("position"), "after"), "after_position"),
+        named(_last_before(column("time"), "after"), "after_time"),
+    ]
+    ordered = select([exp.Star(), *lasts], subquery(numbered, "numbered"))
+    no_other_between = exp.GTE(
+        this=column("after_position"), expression=exp.Coalesce(this=column("event_position"), expressions=[number(0)])
+    )
+    where: list[exp.Expr] = [exp.EQ(this=column("part"), expression=text("event")), no_other_between]
+    if rule.within is not None:
+        reach = exp.Add(this=column("after_time"), expression=elapsed(rule.within))
+        where.append(exp.LTE(this=column("time"), expression=reach))
+    first = select([column(name) for name in EVENT_ORDER], subquery(ordered, "ordered"), where=where)
+    key = exp.Tuple(expressions=[column(name, alias) for name in EVENT_ORDER])
+    return [exp.In(this=key, query=exp.Subquery(this=first))]
+
+
+def _last_before(value: exp.Expr, part: str) -> exp.Expr:
+    of_part = exp.EQ(this=column("part"), expression=text(part))
+    return exp.Window(
+        this=exp.Filter(this=exp.Max(this=value), expression=exp.Where(this=of_part)),
+        partition_by=[column("user_id")],
+        order=exp.Order(expressions=[column("time"), column("event_id")]),
+        spec=exp.WindowSpec(
+            kind="GROUPS", start="UNBOUNDED", start_side="PRECEDING", end=number(1), end_side="PRECEDING"
+        ),
+    )
 
 
 def distinct_events(

@@ -26,6 +26,7 @@ __all__ = [
     "instant_of",
     "is_set",
     "join",
+    "list_table",
     "microseconds",
     "named",
     "number",
@@ -160,6 +161,11 @@ def numbers(first: int, last: int, name: str, value: str) -> exp.Table:
 def users_table(schema: str) -> exp.Table:
     """The app's table of users."""
     return _table("users", schema)
+
+
+def list_table(schema: str, name: str) -> exp.Table:
+    """The list of a segment's users."""
+    return _table(name, schema)
 
 
 def _table(name: str, schema: str, alias: str | None = None) -> exp.Table:

@@ -24,21 +24,30 @@ __all__ = [
     "Compare",
     "Counting",
     "Define",
+    "DefineSegment",
     "DefinedEvent",
+    "Did",
+    "DidThen",
     "DropEvent",
+    "DropSegment",
     "Duration",
     "ElementMatches",
     "Event",
     "Filtered",
+    "FirstAfter",
     "FirstTime",
     "Follow",
+    "ForUsersIn",
     "ForUsersWhere",
     "GroupBy",
     "Holding",
     "InAnyOrder",
     "InList",
+    "InSegment",
     "IsSet",
+    "Limit",
     "Measure",
+    "Members",
     "Node",
     "Not",
     "Or",
@@ -46,8 +55,10 @@ __all__ = [
     "Predicate",
     "Property",
     "RawEvent",
+    "Reaching",
     "Recurring",
     "Rolling",
+    "Sample",
     "Series",
     "Statement",
     "Step",
@@ -142,7 +153,30 @@ class Or(Node):
     predicates: tuple[Predicate, ...]
 
 
-Predicate = Compare | InList | Between | TextTest | IsSet | ElementMatches | Not | And | Or
+class Did(Node):
+    """`did E at least 2 times in last 90 days`: from `least` to `most` such events; None means no limit."""
+
+    event: Event
+    least: int | None
+    most: int | None
+    during: Over | None
+
+
+class DidThen(Node):
+    """`did A then B within 7 days`: these events one after another, the last at most `within` after the first."""
+
+    events: tuple[Event, ...]
+    within: Duration | None
+    during: Over | None
+
+
+class InSegment(Node):
+    """`in "Bought twice"`"""
+
+    name: str
+
+
+Predicate = Compare | InList | Between | TextTest | IsSet | ElementMatches | Not | And | Or | Did | DidThen | InSegment
 
 
 # Events
@@ -177,7 +211,15 @@ class AnyOf(Node):
     events: tuple[Event, ...]
 
 
-Event = DefinedEvent | RawEvent | AnyEvent | Filtered | AnyOf
+class FirstAfter(Node):
+    """`the first E after F within 7 days`: what a definition stands for that is no condition on single events."""
+
+    event: Event
+    after: Event
+    within: Duration | None
+
+
+Event = DefinedEvent | RawEvent | AnyEvent | Filtered | AnyOf | FirstAfter
 
 
 # Clauses
@@ -218,6 +260,18 @@ class Where(Clause):
 
 class ForUsersWhere(Clause):
     predicate: Predicate
+
+
+class ForUsersIn(Clause):
+    """`for users in "Bought twice"`"""
+
+    segment: InSegment
+
+
+class Sample(Clause):
+    """`sample 10%`: a part of the users, always the same ones. `percent` is more than 0 and at most 100."""
+
+    percent: Decimal
 
 
 class GroupBy(Clause):
@@ -278,6 +332,17 @@ class Counting(Clause):
     unit: Literal["users", "sessions", "conversions"]
 
 
+class Reaching(Clause):
+    """`reaching step 1 but not 2`"""
+
+    step: int
+    but_not: int | None
+
+
+class Limit(Clause):
+    count: int
+
+
 # Statements
 
 
@@ -296,7 +361,24 @@ class DropEvent(Statement):
     name_span: Span
 
 
+class DefineSegment(Statement):
+    name: str
+    name_span: Span
+    members: Members
+
+
+class DropSegment(Statement):
+    name: str
+    name_span: Span
+
+
 # Heads of analyses
+
+
+class Members(Node):
+    """`where country = 'DE' and did "Purchase"`: a condition on users."""
+
+    predicate: Predicate
 
 
 class Measure(Node):
@@ -332,5 +414,5 @@ class AnalysisStatement(Statement):
     clauses: tuple[SerializeAsAny[Clause], ...]
 
 
-for _node in (Not, And, Or, Filtered, AnyOf):
+for _node in (Not, And, Or, Did, DidThen, Filtered, AnyOf, FirstAfter, DefineSegment):
     _node.model_rebuild(force=False)

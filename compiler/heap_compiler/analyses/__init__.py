@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from heap_compiler.analyses import funnel, lifecycle, retention, stickiness, trend
+from heap_compiler.analyses import funnel, lifecycle, retention, stickiness, trend, users
 from heap_compiler.analysis import Analysis
 
 __all__ = ["ANALYSES"]
@@ -15,4 +15,5 @@ ANALYSES: tuple[Analysis[Any], ...] = (
     retention.ANALYSIS,
     lifecycle.ANALYSIS,
     stickiness.ANALYSIS,
+    users.ANALYSIS,
 )

@@ -17,12 +17,13 @@ from heap_compiler.activity import bucket_of, of_users
 from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
 from heap_compiler.bound import Alternative, BoundEvent, GroupKey
+from heap_compiler.entries import entry_values
 from heap_compiler.errors import HeapError
 from heap_compiler.groups import OTHER, group_key, group_values, user_values
 from heap_compiler.passes import SEQUENCE_PASSES
 from heap_compiler.predicates import property_text
 from heap_compiler.ranges import bucket_starts, window
-from heap_compiler.scan import EVENT_ORDER, distinct_events, scans
+from heap_compiler.scan import EVENT_ORDER, distinct_events
 from heap_compiler.sequence import Exclusion, Sequence, SequenceStep
 from heap_compiler.sql import (
     all_of,
@@ -41,12 +42,21 @@ from heap_compiler.sql import (
     table_alias,
     text,
     timestamp,
-    union_all,
     with_ctes,
 )
 from heap_compiler.strategies import user_chains
 
-__all__ = ["ANALYSIS", "FunnelPlan", "bind_sequence"]
+__all__ = ["ANALYSIS", "FUNNEL_RULES", "FunnelPlan", "bind_sequence"]
+
+FUNNEL_RULES: tuple[type[syntax.Clause], ...] = (
+    syntax.InAnyOrder,
+    syntax.StrictlyInOrder,
+    syntax.Without,
+    syntax.Holding,
+    syntax.FirstTime,
+    syntax.Counting,
+)
+"""The clauses that say what a chain is."""
 
 _DEFAULT_WINDOW = timedelta(days=30)
 _MAX_STEPS = 20
@@ -87,7 +97,7 @@ class FunnelPlan:
 def bind_funnel(statement: syntax.AnalysisStatement, binder: Binder) -> FunnelPlan:
     """Raises HeapError: fewer than two steps or more than twenty, rules that exclude each other, or a part that cannot
     be bound."""
-    sequence = bind_sequence(typing_cast("tuple[syntax.Step, ...]", statement.head), binder)
+    sequence = bind_sequence(statement, binder)
     grouped, by = binder.clause(syntax.GroupBy), binder.clause(syntax.By)
     group_step = 1 if grouped is None or grouped.step is None else grouped.step
     if grouped is not None and group_step > len(sequence.steps):
@@ -104,17 +114,19 @@ def bind_funnel(statement: syntax.AnalysisStatement, binder: Binder) -> FunnelPl
     )
 
 
-def bind_sequence(steps: tuple[syntax.Step, ...], binder: Binder) -> Sequence:
-    """The steps and the rules of a funnel's chain, after `SEQUENCE_PASSES`.
+def bind_sequence(statement: syntax.AnalysisStatement, binder: Binder) -> Sequence:
+    """The steps of a head `A -> B -> C` and the rules of their chain, after `SEQUENCE_PASSES`.
 
     Raises:
-        HeapError: fewer than two steps or more than twenty, or rules that exclude each other.
+        HeapError: fewer than two steps or more than twenty, rules that exclude each other, or a part that cannot be
+            bound.
     """
+    steps = typing_cast("tuple[syntax.Step, ...]", statement.head)
     if not 2 <= len(steps) <= _MAX_STEPS:
         raise HeapError(
-            f"a funnel has 2 to {_MAX_STEPS} steps, this one {len(steps)}",
+            f"a {statement.keyword} has 2 to {_MAX_STEPS} steps, this one {len(steps)}",
             steps[-1].span,
-            "funnel A -> B -> C",
+            f"{statement.keyword} A -> B -> C",
         )
     within, counting, holding = (
         binder.clause(syntax.Within), binder.clause(syntax.Counting), binder.clause(syntax.Holding)
@@ -186,7 +198,8 @@ def lower_funnel(plan: FunnelPlan) -> exp.Query:
     by_entry = by_event and plan.sequence.is_plain and plan.group_step == 1
     ctes = user_chains(plan.sequence, entries=by_entry, event_ids=by_event and not by_entry)
     if by_event:
-        ctes.append(("entries", _entries(plan) if by_entry else _grouped_events(plan)))
+        values = _event_values(plan)
+        ctes.append(("entries", entry_values(plan.sequence, values) if by_entry else _grouped_events(plan)))
     ctes.append(("totals", _totals(plan, by_entry=by_entry)))
     shown = "totals"
     if plan.group_keys:
@@ -268,24 +281,6 @@ def _steps(plan: FunnelPlan, shown: str) -> list[exp.Expr]:
         ]
         rows.append(exp.Tuple(expressions=parts))
     return rows
-
-
-def _entries(plan: FunnelPlan) -> exp.Query:
-    """The events of step 1, numbered per user, with their group values: a chain knows its entry by that number."""
-    entry_step = plan.sequence.steps[0]
-    assert entry_step.read is not None
-    values = _event_values(plan)
-    columns = {**{name: column(name) for name in EVENT_ORDER}, **values}
-    read = union_all(scans(plan.sequence.schema, entry_step.event, entry_step.read, columns, alias="entry"))
-    ordinal = exp.Window(
-        this=exp.RowNumber(),
-        partition_by=[column("user_id")],
-        order=exp.Order(expressions=[column("time"), column("event_id")]),
-    )
-    return select(
-        [column("user_id"), named(ordinal, "entry"), *(column(name) for name in values)],
-        subquery(read, "entered"),
-    )
 
 
 def _event_values(plan: FunnelPlan) -> dict[str, exp.Expr]:
@@ -458,17 +453,12 @@ def _interval(seconds: exp.Expr) -> exp.Expr:
 
 def funnel_sources(plan: FunnelPlan) -> dict[str, str]:
     """The names that the steps' scans have in the query."""
-    steps = {f"step_{index}": step.event.name for index, step in enumerate(plan.sequence.steps, start=1)}
-    excluded = enumerate(plan.sequence.exclusions, start=1)
-    return steps | {f"without_{index}": exclusion.event.event.name for index, exclusion in excluded}
+    return plan.sequence.sources
 
 
 ANALYSIS = Analysis(
     keyword="funnel",
-    clauses=(
-        syntax.Within, syntax.InAnyOrder, syntax.StrictlyInOrder, syntax.Without, syntax.Holding, syntax.FirstTime,
-        syntax.Counting, syntax.By, syntax.Over, syntax.Where, syntax.ForUsersWhere, syntax.GroupBy, syntax.Top,
-    ),
+    clauses=(syntax.Within, *FUNNEL_RULES, syntax.By, syntax.GroupBy, syntax.Top),
     row=_ROW,
     bind=bind_funnel,
     lower=lower_funnel,

@@ -124,7 +124,7 @@ def lifecycle_sources(plan: LifecyclePlan) -> dict[str, str]:
 
 ANALYSIS = Analysis(
     keyword="lifecycle",
-    clauses=(syntax.By, syntax.Over, syntax.Where, syntax.ForUsersWhere),
+    clauses=(syntax.By,),
     row=_ROW,
     bind=bind_lifecycle,
     lower=lower_lifecycle,

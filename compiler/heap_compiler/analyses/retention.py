@@ -233,10 +233,7 @@ def retention_sources(plan: RetentionPlan) -> dict[str, str]:
 
 ANALYSIS = Analysis(
     keyword="retention",
-    clauses=(
-        syntax.By, syntax.Follow, syntax.Rolling, syntax.Recurring, syntax.Over, syntax.Where, syntax.ForUsersWhere,
-        syntax.GroupBy,
-    ),
+    clauses=(syntax.By, syntax.Follow, syntax.Rolling, syntax.Recurring, syntax.GroupBy),
     row=_ROW,
     bind=bind_retention,
     lower=lower_retention,

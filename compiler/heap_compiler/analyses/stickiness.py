@@ -70,7 +70,7 @@ def stickiness_sources(plan: StickinessPlan) -> dict[str, str]:
 
 ANALYSIS = Analysis(
     keyword="stickiness",
-    clauses=(syntax.By, syntax.Over, syntax.Where, syntax.ForUsersWhere),
+    clauses=(syntax.By,),
     row=_ROW,
     bind=bind_stickiness,
     lower=lower_stickiness,

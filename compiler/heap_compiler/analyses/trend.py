@@ -318,7 +318,7 @@ def trend_sources(plan: TrendPlan) -> dict[str, str]:
 
 ANALYSIS = Analysis(
     keyword="trend",
-    clauses=(syntax.By, syntax.Over, syntax.Where, syntax.ForUsersWhere, syntax.GroupBy, syntax.Top),
+    clauses=(syntax.By, syntax.GroupBy, syntax.Top),
     row=_ROW,
     bind=bind_trend,
     lower=lower_trend,

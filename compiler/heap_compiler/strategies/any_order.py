@@ -93,7 +93,7 @@ def _events(sequence: Sequence) -> exp.Query:
     parts: list[exp.Select] = []
     for index, step in enumerate(sequence.steps, start=1):
         columns = {**{name: value.copy() for name, value in shared.items()}, "step": number(1 << (index - 1))}
-        parts += step_events(sequence, step, columns, alias=f"step_{index}", present=list(shared))
+        parts += step_events(sequence, step, columns, alias=f"{sequence.alias}_{index}", present=list(shared))
     keys = [*EVENT_ORDER, *shared]
     bits = function("bit_or", column("step"))
     return select(

@@ -41,7 +41,7 @@ def _matched(sequence: Sequence) -> exp.Query:
     """All steps' events in one timeline, each row labelled with its step."""
     parts: list[exp.Select] = []
     for index, step in enumerate(sequence.steps, start=1):
-        parts += step_events(sequence, step, {"step": number(index)}, alias=f"step_{index}")
+        parts += step_events(sequence, step, {"step": number(index)}, alias=f"{sequence.alias}_{index}")
     return union_all(parts)
 
 

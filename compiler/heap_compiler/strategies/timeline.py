@@ -60,7 +60,7 @@ def _matched(sequence: Sequence) -> exp.Query:
     parts: list[exp.Select] = []
     for index, step in enumerate(sequence.steps, start=1):
         columns = {"step": number(index), **{name: value.copy() for name, value in shared.items()}}
-        parts += step_events(sequence, step, columns, alias=f"step_{index}", present=list(shared))
+        parts += step_events(sequence, step, columns, alias=f"{sequence.alias}_{index}", present=list(shared))
     nulls = {name: cast(exp.Null(), "bigint" if name == "session_id" else "text") for name in shared}
     for index, exclusion in enumerate(sequence.exclusions, start=1):
         columns = {"step": number(-index), **nulls}

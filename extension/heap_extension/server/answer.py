@@ -9,12 +9,15 @@ from heap_compiler import (
     Compiled,
     CompiledDefinition,
     CompiledDrop,
+    CompiledDropSegment,
     CompiledQuery,
+    CompiledSegment,
     HeapError,
     compile_definition,
+    compile_segment,
     compile_statement,
 )
-from heap_extension.server import apps, definitions, plans
+from heap_extension.server import apps, definitions, plans, segments
 from heap_extension.server.catalog import App, Database, DatabaseCatalog
 
 __all__ = ["Answer", "answer"]
@@ -37,7 +40,8 @@ def answer(database: Database, request: str, arguments: list[str | None]) -> Ans
 
     Args:
         database: PL/Python's `plpy`.
-        request: statement, analysis, describe, create_app, drop_app, make_partitions, define_event or drop_event.
+        request: statement, analysis, describe, create_app, drop_app, make_partitions, define_event, drop_event,
+            define_segment, drop_segment, list_segment or unlist_segment.
         arguments: those of the SQL function.
     """
     try:
@@ -57,7 +61,7 @@ def _answer(database: Database, request: str, arguments: list[str | None]) -> tu
         case "make_partitions":
             return "make partitions", apps.make_partitions(database, first, second, third)
     catalog = DatabaseCatalog(database, App.current(database))
-    if first is None or (second is None and request == "define_event"):
+    if first is None or (second is None and request in {"define_event", "define_segment"}):
         raise HeapError("a statement, not null, is expected")
     match request:
         case "statement":
@@ -75,6 +79,15 @@ def _answer(database: Database, request: str, arguments: list[str | None]) -> tu
         case "drop_event":
             quoted = first.replace('"', '""')
             return _statement(catalog, _compile(catalog, f'drop event "{quoted}"', None))
+        case "define_segment":
+            assert second is not None
+            return "define", segments.define(catalog, compile_segment(first, second, catalog))
+        case "drop_segment":
+            return "drop segment", segments.drop(catalog, first)
+        case "list_segment":
+            return "list segment", segments.fill_list(catalog, first)
+        case "unlist_segment":
+            return "unlist segment", segments.drop_list(catalog, first)
     raise AssertionError(request)
 
 
@@ -86,6 +99,10 @@ def _statement(catalog: DatabaseCatalog, compiled: Compiled) -> tuple[str, list[
             return "define", definitions.define(catalog, compiled)
         case CompiledDrop(name=name):
             return "drop event", definitions.drop(catalog, name)
+        case CompiledSegment():
+            return "define", segments.define(catalog, compiled)
+        case CompiledDropSegment(name=name):
+            return "drop segment", segments.drop(catalog, name)
 
 
 def _compile(catalog: DatabaseCatalog, text: str, keyword: str | None) -> Compiled:

@@ -136,7 +136,11 @@ def make_partitions(database: Database, name: str | None, first: str | None, las
     waiting = {row["month"] for row in rows(database, _WAITING.format(table=qualified(name, "events_default")))}
     definitions = [
         (row["index_suffix"], row["predicate"])
-        for row in rows(database, "SELECT index_suffix, predicate FROM heap.event_definition WHERE app = $1", app=name)
+        for row in rows(
+            database,
+            "SELECT index_suffix, predicate FROM heap.event_definition WHERE app = $1 AND predicate IS NOT NULL",
+            app=name,
+        )
     ]
     commands = [f"LOCK TABLE {qualified(name, 'events')} IN SHARE ROW EXCLUSIVE MODE"] if waiting else []
     for month in missing:

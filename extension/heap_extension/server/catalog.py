@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from zoneinfo import ZoneInfo
 
 from heap_compiler import HeapError
+from heap_compiler.catalog import Segment
 from heap_compiler.errors import Span, nearest
 from heap_compiler.ranges import parse_time
 
@@ -40,8 +41,19 @@ class Definition:
 
     name: str
     definition: str
-    index_suffix: str
+    index_suffix: str | None
     uses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentDefinition:
+    """A row of heap.segment_definition."""
+
+    name: str
+    definition: str
+    events: tuple[str, ...]
+    segments: tuple[str, ...]
+    list_table: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +146,28 @@ class DatabaseCatalog:
 
     def event_names(self) -> Iterable[str]:
         return self.definitions
+
+    @cached_property
+    def segments(self) -> dict[str, SegmentDefinition]:
+        """All segments of the app by name."""
+        found = rows(
+            self.database,
+            "SELECT name, definition, events, segments, list_table FROM heap.segment_definition WHERE app = $1",
+            app=self.app.name,
+        )
+        return {
+            row["name"]: SegmentDefinition(
+                row["name"], row["definition"], tuple(row["events"]), tuple(row["segments"]), row["list_table"]
+            )
+            for row in found
+        }
+
+    def segment(self, name: str) -> Segment | None:
+        found = self.segments.get(name)
+        return None if found is None else Segment(found.definition, found.list_table)
+
+    def segment_names(self) -> Iterable[str]:
+        return self.segments
 
     def matching_events(self, name: str) -> int | None:
         """Entries of the definition's indexes as PostgreSQL last counted them; unknown where it never did, and on the

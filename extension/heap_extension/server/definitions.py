@@ -6,6 +6,7 @@ from heap_compiler import CompiledDefinition, HeapError, compile_definition
 from heap_extension.server.catalog import DatabaseCatalog, with_definition
 from heap_extension.server.indexes import create_index, drop_index, index_suffix, partitions
 from heap_extension.server.quote import literal, literal_array
+from heap_extension.server.versions import new_version
 
 __all__ = ["define", "drop"]
 
@@ -23,29 +24,27 @@ def define(catalog: DatabaseCatalog, compiled: CompiledDefinition) -> list[str]:
     tables = partitions(catalog.database, app)
     builds, records, drops = [], [], []
     for event in changed:
-        suffix = index_suffix(event.name, event.predicate)
+        suffix = None if event.predicate is None else index_suffix(event.name, event.predicate)
         old = catalog.definitions.get(event.name)
         records.append(_record(app, event, suffix))
         if old is not None and old.index_suffix == suffix:
             continue
-        builds += [create_index(app, table, suffix, event.predicate) for table in tables]
-        if old is not None:
+        if event.predicate is not None and suffix is not None:
+            builds += [create_index(app, table, suffix, event.predicate) for table in tables]
+        if old is not None and old.index_suffix is not None:
             drops += [drop_index(app, table, old.index_suffix) for table in tables]
-    return [*builds, *records, _new_version(app), *drops]
+    return [*builds, *records, new_version(app), *drops]
 
 
-def _record(app: str, event: CompiledDefinition, suffix: str) -> str:
+def _record(app: str, event: CompiledDefinition, suffix: str | None) -> str:
     values = [app, event.name, event.definition, event.predicate, suffix]
+    written = ", ".join("NULL" if value is None else literal(value) for value in values)
     return (
         "INSERT INTO heap.event_definition (app, name, definition, predicate, index_suffix, uses)"
-        f" VALUES ({', '.join(literal(value) for value in values)}, {literal_array(event.uses)})"
+        f" VALUES ({written}, {literal_array(event.uses)})"
         " ON CONFLICT (app, name) DO UPDATE SET definition = excluded.definition, predicate = excluded.predicate,"
         " index_suffix = excluded.index_suffix, uses = excluded.uses, changed_at = now()"
     )
-
-
-def _new_version(app: str) -> str:
-    return f"UPDATE heap.app SET version = nextval('heap.catalog_version') WHERE name = {literal(app)}"
 
 
 def _dependents(catalog: DatabaseCatalog, name: str) -> list[str]:
@@ -62,14 +61,17 @@ def _dependents(catalog: DatabaseCatalog, name: str) -> list[str]:
 
 
 def drop(catalog: DatabaseCatalog, name: str) -> list[str]:
-    """Raises HeapError: other definitions are made of this one."""
-    users = sorted(other.name for other in catalog.definitions.values() if name in other.uses)
+    """Raises HeapError: other definitions or segments are made of this one."""
+    users = sorted(
+        [other.name for other in catalog.definitions.values() if name in other.uses]
+        + [segment.name for segment in catalog.segments.values() if name in segment.events]
+    )
     if users:
         quoted = ", ".join(f'"{user}"' for user in users)
         raise HeapError(f'"{name}" is part of {quoted}', hint=f"drop or redefine {quoted} first", sqlstate="2BP01")
     app, suffix = catalog.app.name, catalog.definitions[name].index_suffix
     return [
         f"DELETE FROM heap.event_definition WHERE app = {literal(app)} AND name = {literal(name)}",
-        _new_version(app),
-        *(drop_index(app, table, suffix) for table in partitions(catalog.database, app)),
+        new_version(app),
+        *(drop_index(app, table, suffix) for table in partitions(catalog.database, app) if suffix is not None),
     ]

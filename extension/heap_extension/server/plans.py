@@ -79,6 +79,6 @@ def _access(reads: list[dict[str, Any]], definitions: dict[str, Definition]) -> 
 
 def _index(name: str, definitions: dict[str, Definition]) -> str:
     for definition in definitions.values():
-        if f"_{definition.index_suffix}" in name:
+        if definition.index_suffix is not None and f"_{definition.index_suffix}" in name:
             return f'the index of "{definition.name}"'
     return "the primary key" if "_pkey" in name else name

@@ -51,6 +51,7 @@ SELECT
     d.name,
     d.definition,
     CASE
+        WHEN d.predicate IS NULL THEN 'none'
         WHEN i.ready = p.partitions THEN 'ready'
         WHEN i.ready > 0 THEN 'partial'
         ELSE 'missing'
