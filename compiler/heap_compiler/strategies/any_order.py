@@ -27,7 +27,6 @@ from heap_compiler.sql import (
     column,
     function,
     instant_of,
-    join,
     microseconds,
     named,
     number,
@@ -57,7 +56,8 @@ def any_order_chains(sequence: Sequence) -> list[tuple[str, exp.Query]]:
         ("matched", _numbered(unit)),
         ("spans", _spans(sequence, groups, unit)),
         ("furthest", _furthest(unit)),
-        ("beginnings", _beginnings(sequence, groups, unit)),
+        ("inside", _inside(sequence, groups, unit)),
+        ("beginnings", _beginnings(sequence, unit)),
         ("taken", _taken(groups, unit)),
         ("chains", _chains(sequence, unit)),
     ]
@@ -167,75 +167,70 @@ def _spans(sequence: Sequence, groups: list[tuple[int, ...]], unit: list[str]) -
     entered = exp.GT(this=inside(_is_in_range(sequence)), expression=number(0))
     most = _most_steps(groups, lambda bits: inside(_matches(bits)))
     level = exp.Case(ifs=[exp.If(this=entered, true=most)], default=number(0))
-    shown = [*(column(name) for name in unit), column("position"), column("instant")]
-    return select([*shown, named(level, "level")], "matched", windows=[up_to_now, too_old])
+    return select([exp.Star(), named(level, "level")], "matched", windows=[up_to_now, too_old])
+
+
+def _whole(aggregate: exp.Expr, condition: exp.Expr, unit: list[str]) -> exp.Expr:
+    """The aggregate over all rows of the unit that fulfil the condition."""
+    filtered = exp.Filter(this=aggregate, expression=exp.Where(this=condition))
+    return exp.Window(this=filtered, partition_by=[column(name) for name in unit])
 
 
 def _furthest(unit: list[str]) -> exp.Select:
-    """The first event with which the unit has done most steps: `span` is (-level, position, instant)."""
+    """With every event, the first one with which the unit has done most steps: `span` is (-level, position,
+    instant)."""
     place = [exp.Neg(this=column("level")), column("position"), column("instant")]
-    return select(
-        [*(column(name) for name in unit), named(exp.Min(this=exp.Array(expressions=place)), "span")],
-        "spans",
-        where=[exp.GT(this=column("level"), expression=number(0))],
-        group_by=[column(name) for name in unit],
-    )
-
-
-def _inside_span(unit: list[str], source: str, begin: exp.Expr) -> exp.Join:
-    """Joins the unit's events from `begin` to the end of its span, which `source` has."""
-    same = [exp.EQ(this=column(name, "matched"), expression=column(name, source)) for name in unit]
-    until = exp.LTE(this=column("position", "matched"), expression=_at("span", 2))
-    return join(exp.table_(source), [*same, until, begin])
+    done_any = exp.GT(this=column("level"), expression=number(0))
+    span = _whole(exp.Min(this=exp.Array(expressions=place)), done_any, unit)
+    return select([exp.Star(), named(span, "span")], "spans")
 
 
 def _backwards(unit: list[str]) -> exp.Window:
-    latest = exp.Ordered(this=column("position", "matched"), desc=True, nulls_first=True)
+    latest = exp.Ordered(this=column("position"), desc=True, nulls_first=True)
     return exp.Window(
         this=exp.to_identifier("later"),
-        partition_by=[column(name, "matched") for name in unit],
+        partition_by=[column(name) for name in unit],
         order=exp.Order(expressions=[latest]),
         spec=exp.WindowSpec(kind="ROWS", start="UNBOUNDED", start_side="PRECEDING", end="CURRENT ROW"),
     )
 
 
-def _beginnings(sequence: Sequence, groups: list[tuple[int, ...]], unit: list[str]) -> exp.Select:
-    """The last event inside the range with which the span still has all its steps: `first` is (position, instant,
-    event_id, steps)."""
-    reach = exp.Sub(this=_at("span", 3), expression=number(_microseconds(sequence)))
+def _inside(sequence: Sequence, groups: list[tuple[int, ...]], unit: list[str]) -> exp.Select:
+    """The events inside the span, each with the steps done from it to the end."""
     done = _most_steps(groups, lambda bits: _count(_matches(bits), "later"))
-    names = [*unit, "time", "event_id", "position", "instant", "steps"]
-    counted = select(
-        [*(column(name, "matched") for name in names), column("span"), named(done, "done")],
-        "matched",
-        joins=[_inside_span(unit, "furthest", exp.GTE(this=column("instant", "matched"), expression=reach))],
-        windows=[_backwards(unit)],
-    )
+    reach = exp.Sub(this=_at("span", 3), expression=number(_microseconds(sequence)))
+    inside = [
+        exp.LTE(this=column("position"), expression=_at("span", 2)),
+        exp.GTE(this=column("instant"), expression=reach),
+    ]
+    return select([exp.Star(), named(done, "done")], "furthest", where=inside, windows=[_backwards(unit)])
+
+
+def _beginnings(sequence: Sequence, unit: list[str]) -> exp.Select:
+    """With every event, the last one inside the range with which the span still has all its steps: `first` is
+    (position, instant, event_id, steps)."""
     event = [column("position"), column("instant"), column("event_id"), cast(column("steps"), "bigint")]
     is_whole = exp.GTE(this=column("done"), expression=exp.Neg(this=_at("span", 1)))
-    keys = [*unit, "span"]
-    return select(
-        [*(column(name) for name in keys), named(exp.Max(this=exp.Array(expressions=event)), "first")],
-        subquery(counted, "counted"),
-        where=[is_whole, _is_in_range(sequence)],
-        group_by=[column(name) for name in keys],
-    )
+    first = _whole(exp.Max(this=exp.Array(expressions=event)), all_of([is_whole, _is_in_range(sequence)]), unit)
+    names = [*unit, "position", "instant", "event_id", "time", "steps", "span"]
+    return select([*(column(name) for name in names), named(first, "first")], "inside")
 
 
 def _taken(groups: list[tuple[int, ...]], unit: list[str]) -> exp.Select:
-    """The events after the first one, each with the steps done by the first and from this one to the end."""
+    """The events from the first one on, each with the steps done by the first and from this one to the end."""
+    is_later = exp.GT(this=column("position"), expression=_at("first", 1))
 
     def events_of(bits: int) -> exp.Expr:
         first = exp.paren(exp.BitwiseAnd(this=_at("first", 4), expression=number(bits)))
         is_of_first = exp.If(this=exp.NEQ(this=first, expression=number(0)), true=number(1))
-        return exp.Add(this=_count(_matches(bits), "later"), expression=exp.Case(ifs=[is_of_first], default=number(0)))
+        later = _count(all_of([is_later.copy(), _matches(bits)]), "later")
+        return exp.Add(this=later, expression=exp.Case(ifs=[is_of_first], default=number(0)))
 
-    after = exp.GT(this=column("position", "matched"), expression=_at("first", 1))
-    names = [*unit, "position", "instant", "event_id"]
+    names = [*unit, "position", "instant", "event_id", "span", "first"]
     return select(
-        [*(column(name, "matched") for name in names), named(_most_steps(groups, events_of), "done")],
-        "matched",
-        joins=[_inside_span(unit, "beginnings", after)],
+        [*(column(name) for name in names), named(_most_steps(groups, events_of), "done")],
+        "beginnings",
+        where=[exp.GTE(this=column("position"), expression=_at("first", 1))],
         windows=[_backwards(unit)],
     )
 
@@ -243,24 +238,19 @@ def _taken(groups: list[tuple[int, ...]], unit: list[str]) -> exp.Select:
 def _chains(sequence: Sequence, unit: list[str]) -> exp.Query:
     """The chain's k-th event is the last one that leaves all steps from the k-th on to be done after the first."""
     steps = len(sequence.steps)
-    same = [exp.EQ(this=column(name, "taken"), expression=column(name, "beginnings")) for name in unit]
     later = []
     for index in range(2, steps + 1):
         wanted = exp.Sub(this=number(2 - index), expression=_at("span", 1))  # level - index + 2
         takes = [
+            exp.GT(this=column("position"), expression=_at("first", 1)),
             exp.LTE(this=_at("span", 1), expression=number(-index)),
-            exp.GTE(this=column("done", "taken"), expression=wanted),
+            exp.GTE(this=column("done"), expression=wanted),
         ]
-        event = exp.Array(expressions=[column(name, "taken") for name in ("position", "instant", "event_id")])
+        event = exp.Array(expressions=[column(name) for name in ("position", "instant", "event_id")])
         picked = exp.Filter(this=exp.Max(this=event), expression=exp.Where(this=all_of(takes)))
         later.append(named(picked, f"event_{index}"))
-    keys = [column(name, "beginnings") for name in (*unit, "span", "first")]
-    spans = select(
-        [*keys, *later],
-        "beginnings",
-        joins=[join(exp.table_("taken"), same, kind="LEFT")],
-        group_by=[key.copy() for key in keys],
-    )
+    keys = [column(name) for name in (*unit, "span", "first")]
+    spans = select([*keys, *later], "taken", group_by=[key.copy() for key in keys])
     columns: list[exp.Expr] = [column("user_id")]
     for index in range(1, steps + 1):
         event_name = "first" if index == 1 else f"event_{index}"
