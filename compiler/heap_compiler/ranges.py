@@ -6,6 +6,8 @@ the first instant of its local date. Everything leaves here as instants, so that
 
 from __future__ import annotations
 
+from calendar import monthrange
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -20,8 +22,12 @@ __all__ = [
     "TimeRange",
     "bucket_starts",
     "default_range",
+    "elapsed_unit",
+    "is_shorter",
     "parse_time",
+    "previous_range",
     "resolve",
+    "trailing_starts",
     "window",
 ]
 
@@ -31,6 +37,7 @@ MAX_BUCKETS = 10_000
 BEGINNING = datetime(1, 1, 3, tzinfo=UTC)
 """Before any event: what is read from here is all history."""
 
+_DEFAULT_DAYS = 30
 _FIRST, _LAST = BEGINNING, datetime(9999, 12, 29, tzinfo=UTC)
 
 
@@ -58,6 +65,10 @@ _ELAPSED = {
     "quarter": timedelta(days=90),
     "year": timedelta(days=365),
 }
+
+_MONTHS = {"month": 1, "quarter": 3, "year": 12}
+_FEWEST_DAYS = {"day": 1, "week": 7, "month": 28, "quarter": 90, "year": 365}
+_MOST_DAYS = {"day": 1, "week": 7, "month": 31, "quarter": 92, "year": 366}
 
 _MAX_WINDOW = timedelta(days=3650)
 
@@ -119,7 +130,7 @@ def resolve(over: Over, now: datetime, zone: ZoneInfo) -> TimeRange:
 
 def default_range(now: datetime, zone: ZoneInfo) -> TimeRange:
     """`over last 30 days`: today and the 29 days before it."""
-    return _last(30, "day", now, zone, complete=False, span=None)
+    return _last(_DEFAULT_DAYS, "day", now, zone, complete=False, span=None)
 
 
 def _last(count: int, unit: Unit, now: datetime, zone: ZoneInfo, *, complete: bool, span: Span | None) -> TimeRange:
@@ -144,6 +155,85 @@ def _last(count: int, unit: Unit, now: datetime, zone: ZoneInfo, *, complete: bo
     except (OverflowError, ValueError):
         raise HeapError("the range reaches before year 1", span) from None
     return TimeRange(_instant(begin, zone), _instant(finish, zone))
+
+
+def previous_range(over: Over | None, current: TimeRange, zone: ZoneInfo, span: Span) -> TimeRange:
+    """The range of the same length just before `current`, which `over` resolved to: as many calendar units, or between
+    two times as much of the calendar and the clock (so as many days between two dates).
+
+    Raises:
+        HeapError: it reaches before year 1.
+    """
+    try:
+        if over is not None and over.start is not None:
+            until = current.end
+            if over.end is not None and not parse_time(str(over.end.value), over.end.span, zone).is_date:
+                until -= datetime.resolution  # the instant itself is in the range, and no length
+            start, end = (instant.astimezone(zone).replace(tzinfo=None) for instant in (current.start, until))
+            begin = _instant(start - max(end - start, datetime.resolution), zone)
+        else:
+            count = _DEFAULT_DAYS if over is None or over.count is None else over.count
+            unit = "day" if over is None or over.unit is None else over.unit
+            begin = _before(current.start, count, unit, zone)
+        if begin < _FIRST:
+            raise OverflowError
+    except (OverflowError, ValueError):
+        raise HeapError("the previous period reaches before year 1", span) from None
+    return TimeRange(begin, current.start)
+
+
+def _before(instant: datetime, count: int, unit: Unit, zone: ZoneInfo) -> datetime:
+    """`count` units before an instant, by the calendar from days on.
+
+    Raises:
+        OverflowError, ValueError: before year 1.
+    """
+    if unit in {"second", "minute", "hour"}:
+        return instant - count * _ELAPSED[unit]
+    return _instant(_later(instant.astimezone(zone).replace(tzinfo=None), unit, -count), zone)
+
+
+def trailing_starts(ends: Sequence[datetime], count: int, unit: Unit, zone: ZoneInfo, span: Span) -> list[datetime]:
+    """For each of `ends`, in order, the instant `count` units before it.
+
+    Raises:
+        HeapError: it lies before year 1.
+    """
+    starts: list[datetime] = []
+    try:
+        for end in ends:
+            start = _before(end, count, unit, zone)
+            if start < _FIRST:
+                raise OverflowError
+            starts.append(max([start, *starts[-1:]]))  # a clock set forward must not move it back
+    except (OverflowError, ValueError):
+        raise HeapError("this reaches before year 1", span) from None
+    return starts
+
+
+def is_shorter(count: int, unit: Unit, bucket: Unit) -> bool:
+    """Whether `count` units can be shorter than some bucket.
+
+    >>> is_shorter(28, "day", "week"), is_shorter(30, "day", "month"), is_shorter(1, "quarter", "month")
+    (False, True, False)
+    """
+    if unit in _MONTHS and bucket in _MONTHS:
+        return count * _MONTHS[unit] < _MONTHS[bucket]
+    if unit in _FEWEST_DAYS:
+        return bucket in _MOST_DAYS and count * _FEWEST_DAYS[unit] < _MOST_DAYS[bucket]
+    longest = timedelta(days=_MOST_DAYS[bucket], hours=1) if bucket in _MOST_DAYS else _ELAPSED[bucket]
+    return count * _ELAPSED[unit] < longest
+
+
+def elapsed_unit(unit: Unit, span: Span) -> timedelta:
+    """A unit as elapsed time, where it always has the same: a day is 24 hours.
+
+    Raises:
+        HeapError: months, quarters and years differ in length.
+    """
+    if unit in _MONTHS:
+        raise HeapError(f"a {unit} is no fixed length of time", span, "use hours, days or weeks")
+    return _ELAPSED[unit]
 
 
 def bucket_starts(
@@ -197,16 +287,16 @@ def _floor(local: datetime, unit: Unit) -> datetime:
 
 
 def _later(midnight: datetime, unit: Unit, count: int) -> datetime:
-    """`count` calendar units after a local start of such a unit."""
+    """`count` calendar units after a local time; a day the month does not have is its last one."""
     match unit:
         case "day":
             return midnight + timedelta(days=count)
         case "week":
             return midnight + timedelta(weeks=count)
         case "month" | "quarter" | "year":
-            months = count * {"month": 1, "quarter": 3, "year": 12}[unit]
-            index = midnight.year * 12 + midnight.month - 1 + months
-            return midnight.replace(year=index // 12, month=index % 12 + 1)
+            index = midnight.year * 12 + midnight.month - 1 + count * _MONTHS[unit]
+            year, month = index // 12, index % 12 + 1
+            return midnight.replace(year=year, month=month, day=min(midnight.day, monthrange(year, month)[1]))
     raise AssertionError(unit)
 
 
