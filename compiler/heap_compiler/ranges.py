@@ -7,7 +7,7 @@ the first instant of its local date. Everything leaves here as instants, so that
 from __future__ import annotations
 
 from calendar import monthrange
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -38,6 +38,11 @@ BEGINNING = datetime(1, 1, 3, tzinfo=UTC)
 """Before any event: what is read from here is all history."""
 
 _DEFAULT_DAYS = 30
+BEGINNING = datetime(1, 1, 3, tzinfo=UTC)
+"""Before any event: what is read from here is all history."""
+
+_DEFAULT_DAYS = 30
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST, _LAST = BEGINNING, datetime(9999, 12, 29, tzinfo=UTC)
 
 
@@ -49,10 +54,11 @@ class TimeRange(NamedTuple):
 
 
 class ParsedTime(NamedTuple):
-    """A time literal: its first instant, and whether it named a whole day."""
+    """A time literal: its first instant, whether it named a whole day, and the first instant after it."""
 
     instant: datetime
     is_date: bool
+    end: datetime
 
 
 _ELAPSED = {
@@ -99,7 +105,9 @@ def parse_time(text: str, span: Span, zone: ZoneInfo) -> ParsedTime:
     is_date = len(text.strip()) <= 10 and ":" not in text
     if not _FIRST <= local.replace(tzinfo=UTC) <= _LAST:
         raise HeapError(f"'{text[:40]}' is out of bounds", span, "years 1 to 9999")
-    return ParsedTime(_instant(local, zone) if local.tzinfo is None else local.astimezone(UTC), is_date)
+    instant = _instant(local, zone) if local.tzinfo is None else local.astimezone(UTC)
+    end = _instant(local + timedelta(days=1), zone) if is_date else instant + datetime.resolution
+    return ParsedTime(instant, is_date, end)
 
 
 def resolve(over: Over, now: datetime, zone: ZoneInfo) -> TimeRange:
@@ -114,12 +122,7 @@ def resolve(over: Over, now: datetime, zone: ZoneInfo) -> TimeRange:
             end = _later(_floor(now.astimezone(zone), "day"), "day", 1)
             finish = _instant(end, zone)
         else:
-            last = parse_time(str(over.end.value), over.end.span, zone)
-            finish = (
-                _instant(last.instant.astimezone(zone).replace(tzinfo=None) + timedelta(days=1), zone)
-                if last.is_date
-                else last.instant + timedelta(microseconds=1)
-            )
+            finish = parse_time(str(over.end.value), over.end.span, zone).end
         if finish <= start.instant:
             raise HeapError("the range ends before it starts", over.span)
         return TimeRange(start.instant, finish)
@@ -139,8 +142,8 @@ def _last(count: int, unit: Unit, now: datetime, zone: ZoneInfo, *, complete: bo
         local = now.astimezone(zone)
         offset = local.utcoffset() or timedelta()
         seconds = int(length.total_seconds())
-        epoch = int((now - datetime(1970, 1, 1, tzinfo=UTC) + offset).total_seconds())
-        end = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=epoch - epoch % seconds) - offset
+        epoch = int((now - _EPOCH + offset).total_seconds())
+        end = _EPOCH + timedelta(seconds=epoch - epoch % seconds) - offset
         if not complete:
             end += length
         if count * seconds > (end - _FIRST).total_seconds():
@@ -169,7 +172,7 @@ def previous_range(over: Over | None, current: TimeRange, zone: ZoneInfo, span: 
             until = current.end
             if over.end is not None and not parse_time(str(over.end.value), over.end.span, zone).is_date:
                 until -= datetime.resolution  # the instant itself is in the range, and no length
-            start, end = (instant.astimezone(zone).replace(tzinfo=None) for instant in (current.start, until))
+            start, end = (_local(instant, zone) for instant in (current.start, until))
             begin = _instant(start - max(end - start, datetime.resolution), zone)
         else:
             count = _DEFAULT_DAYS if over is None or over.count is None else over.count
@@ -190,7 +193,7 @@ def _before(instant: datetime, count: int, unit: Unit, zone: ZoneInfo) -> dateti
     """
     if unit in {"second", "minute", "hour"}:
         return instant - count * _ELAPSED[unit]
-    return _instant(_later(instant.astimezone(zone).replace(tzinfo=None), unit, -count), zone)
+    return _instant(_later(_local(instant, zone), unit, -count), zone)
 
 
 def trailing_starts(ends: Sequence[datetime], count: int, unit: Unit, zone: ZoneInfo, span: Span) -> list[datetime]:
@@ -245,26 +248,48 @@ def bucket_starts(
     Raises:
         HeapError: more than `MAX_BUCKETS`.
     """
+    if unit in {"second", "minute", "hour"} and (over.end - over.start) / _ELAPSED[unit] > MAX_BUCKETS:
+        raise _too_many(span)
     starts: list[datetime] = []
-    if unit in {"second", "minute", "hour"}:
-        length = _ELAPSED[unit]
-        instant = _last(1, unit, over.start, zone, complete=False, span=span).start
-        if (over.end - instant) / length > MAX_BUCKETS:
-            raise _too_many(span)
-        while instant < over.end:
-            starts.append(instant)
-            instant += length
-        return starts + [instant + more * length for more in range(beyond)]
-    local = _floor(over.start.astimezone(zone), unit)
-    while (instant := _instant(local, zone)) < over.end:
-        if len(starts) == MAX_BUCKETS:
-            raise _too_many(span)
-        starts.append(instant)
-        local = _later(local, unit, 1)
+    covering = 0
     try:
-        return starts + [_instant(_later(local, unit, more), zone) for more in range(beyond)]
+        for instant in _starts_from(over.start, unit, zone):
+            if instant < over.end:
+                covering += 1
+            if covering > MAX_BUCKETS:
+                raise _too_many(span)
+            if len(starts) == covering + beyond:
+                return starts
+            starts.append(instant)
     except (OverflowError, ValueError):
         raise HeapError("this reaches beyond year 9999", span) from None
+    raise AssertionError("the buckets ended")
+
+
+def _starts_from(first: datetime, unit: Unit, zone: ZoneInfo) -> Iterator[datetime]:
+    """Where the unit around an instant begins, the one after it, and so on; what a clock leaves out does not begin."""
+    if unit in {"second", "minute", "hour"}:
+        instant = _last(1, unit, first, zone, complete=False, span=None).start
+        while True:
+            yield instant
+            instant = _next_elapsed(instant, _ELAPSED[unit], zone)
+    local = _floor(first.astimezone(zone), unit)
+    while True:
+        following = _later(local, unit, 1)
+        if _instant(local, zone) < _instant(following, zone):  # else a day left out on crossing the date line
+            yield _instant(local, zone)
+        local = following
+
+
+def _next_elapsed(start: datetime, length: timedelta, zone: ZoneInfo) -> datetime:
+    """Where the hour (minute, second) after the one that begins at `start` begins. Where a clock is set by half an hour
+    an hour is longer or shorter, so that the next ones begin with the clock's again."""
+    following = start + length
+    before, after = (instant.astimezone(zone).utcoffset() or timedelta() for instant in (start, following))
+    beyond = (following - _EPOCH + after) % length
+    if not beyond or after > before:
+        return following
+    return following + length - beyond if after < before else following - beyond
 
 
 def _too_many(span: Span | None) -> HeapError:
@@ -298,6 +323,13 @@ def _later(midnight: datetime, unit: Unit, count: int) -> datetime:
             year, month = index // 12, index % 12 + 1
             return midnight.replace(year=year, month=month, day=min(midnight.day, monthrange(year, month)[1]))
     raise AssertionError(unit)
+
+
+def _local(instant: datetime, zone: ZoneInfo) -> datetime:
+    """The local time of an instant, naive; midnight where the clock jumps over it to that instant."""
+    local = instant.astimezone(zone).replace(tzinfo=None)
+    midnight = _floor(local, "day")
+    return midnight if _instant(midnight, zone) == instant else local
 
 
 def _instant(local: datetime, zone: ZoneInfo) -> datetime:
