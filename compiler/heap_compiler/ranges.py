@@ -38,10 +38,6 @@ BEGINNING = datetime(1, 1, 3, tzinfo=UTC)
 """Before any event: what is read from here is all history."""
 
 _DEFAULT_DAYS = 30
-BEGINNING = datetime(1, 1, 3, tzinfo=UTC)
-"""Before any event: what is read from here is all history."""
-
-_DEFAULT_DAYS = 30
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST, _LAST = BEGINNING, datetime(9999, 12, 29, tzinfo=UTC)
 
