@@ -34,6 +34,9 @@ from heap_compiler.sql import (
 __all__ = ["as_changes", "measured", "whole_range"]
 
 _PERCENTILES = {"median": "0.5", "p75": "0.75", "p90": "0.9", "p95": "0.95", "p99": "0.99"}
+_COMBINED = {"count": "sum", "sum": "sum", "min": "min", "max": "max"}
+"""Measures that are taken of parts, and how the parts' values make that of the whole."""
+
 _UNITS = {"users": ("user_id",), "sessions": ("user_id", "session_id")}
 
 
@@ -108,6 +111,8 @@ def _measured(
         return _stretches(rows, units, groups) if units else _summed_changes(measure, rows, groups)
     if measure.function in {"min", "max"} and measure.over_users is None:
         return _extremes(measure, rows, groups)
+    if measure.over_users is not None and measure.function in _COMBINED:
+        return _of_stretches_per_user(measure, rows, groups)
     return _aggregated(measure, _in_every_bucket(rows), ["bucket_number"], groups)
 
 
@@ -252,6 +257,17 @@ def _extremes(measure: TrendMeasure, rows: exp.Query, groups: _Groups) -> exp.Se
         subquery(_in_every_bucket(of_stretches), "measured"),
         group_by=[column("bucket_number"), *groups.after()],
     )
+
+
+def _of_stretches_per_user(measure: TrendMeasure, rows: exp.Query, groups: _Groups) -> exp.Select:
+    """The measure of a user's events in every stretch of buckets, then of the stretches in every bucket."""
+    keys: list[exp.Expr] = [
+        column("user_id"), *groups.of_rows(), column("first_bucket"), column("last_bucket")
+    ]  # fmt: skip
+    value = named(_aggregate(measure.function), "value")
+    parts = select([*keys, value], subquery(rows, "counted"), group_by=[key.copy() for key in keys])
+    combined = replace(measure, function=_COMBINED[measure.function])
+    return _aggregated(combined, _in_every_bucket(parts), ["bucket_number"], groups)
 
 
 def _in_every_bucket(rows: exp.Query) -> exp.Select:
