@@ -20,7 +20,7 @@ from heap_compiler.members import MemberBinder
 from heap_compiler.parse import parse_event
 from heap_compiler.passes import PREDICATE_PASSES
 from heap_compiler.predicates import PredicateBinder, property_text
-from heap_compiler.ranges import TimeRange, default_range, resolve, window
+from heap_compiler.ranges import TimeRange, default_range, previous_range, resolve, window
 from heap_compiler.sql import all_of, any_of, column, conjuncts, function, number, select, subquery, text, users_table
 
 __all__ = ["Binder", "bind_definition", "unknown_event"]
@@ -117,6 +117,14 @@ class Binder:
         return default_range(now, zone) if over is None else resolve(over, now, zone)
 
     @cached_property
+    def compared_range(self) -> TimeRange | None:
+        """The range before it that `compared to previous period` asks for; None without the clause."""
+        clause = self.clause(syntax.Compared)
+        if clause is None:
+            return None
+        return previous_range(self.clause(syntax.Over), self.time_range, self.catalog.time_zone, clause.span)
+
+    @cached_property
     def _where(self) -> tuple[exp.Expr, ...]:
         where = self.clause(syntax.Where)
         return () if where is None else (PredicateBinder(self.catalog).condition(where.predicate),)
@@ -200,8 +208,22 @@ class Binder:
             raise HeapError("top needs groups to choose from", clause.span, "add: group by country")
         return None if clause is None else clause.count
 
+    @cached_property
+    def with_total(self) -> bool:
+        """Whether all groups together are shown beside them.
+
+        Raises:
+            HeapError: there are no groups.
+        """
+        clause = self.clause(syntax.WithTotal)
+        if clause is not None and not self.group_keys:
+            raise HeapError("without groups every row is the total", clause.span, "add: group by country")
+        return clause is not None
+
 
 _KEYWORDS = {
+    syntax.AtLeast: "at least",
+    syntax.Compared: "compared to previous period",
     syntax.FirstTime: "first time",
     syntax.Follow: "for",
     syntax.ForUsersIn: "for users",
@@ -210,6 +232,7 @@ _KEYWORDS = {
     syntax.InAnyOrder: "in any order",
     syntax.Over: "range",
     syntax.StrictlyInOrder: "strictly in order",
+    syntax.WithTotal: "with total",
 }
 
 

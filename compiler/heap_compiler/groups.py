@@ -1,7 +1,7 @@
 """Groups of an analysis in SQL: one text[] per row, one element per property, null for a missing one.
 
-As an array a group is one value that joins and hashes with nulls in it. The empty array stands for `other`, the rest
-after `top n`: no real group has it.
+As an array a group is one value that joins and hashes with nulls in it. Two arrays stand for what no real group is: the
+empty one for `other`, the rest after `top n`, and one of two dimensions for `total`, all groups together.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from sqlglot import exp
 from heap_compiler.bound import GroupKey
 from heap_compiler.sql import cast, column, function, named, number, select, text, text_array, users_table
 
-__all__ = ["OTHER", "group_key", "group_values", "user_values"]
+__all__ = ["OTHER", "TOTAL", "folded", "group_key", "group_order", "group_values", "top_groups", "user_values"]
 
 OTHER = text_array([])
+TOTAL = cast(text("{{total}}"), "text[]")
 
 
 def group_values(keys: Sequence[GroupKey]) -> exp.Expr:
@@ -23,7 +24,7 @@ def group_values(keys: Sequence[GroupKey]) -> exp.Expr:
     return text_array(column(f"group_{index}") for index in range(1, len(keys) + 1))
 
 
-def group_key(keys: Sequence[GroupKey], values: exp.Expr, *, has_other: bool) -> exp.Expr:
+def group_key(keys: Sequence[GroupKey], values: exp.Expr, *, has_other: bool, has_total: bool = False) -> exp.Expr:
     """How a group is shown: its value, or several joined by a comma. Null without `group by`."""
     if not keys:
         return cast(exp.Null(), "text")
@@ -31,10 +32,45 @@ def group_key(keys: Sequence[GroupKey], values: exp.Expr, *, has_other: bool) ->
         shown: exp.Expr = exp.Bracket(this=values.copy(), expressions=[number(0)], offset=0)
     else:
         shown = function("array_to_string", values.copy(), text(", "), text("null"))
-    if not has_other:
+    marks = [("other", OTHER)] * has_other + [("total", TOTAL)] * has_total
+    if not marks:
         return shown
-    is_other = exp.EQ(this=values.copy(), expression=OTHER.copy())
-    return exp.Case(ifs=[exp.If(this=is_other, true=text("other"))], default=shown)
+    branches = [exp.If(this=_is(values, mark), true=text(name)) for name, mark in marks]
+    return exp.Case(ifs=branches, default=shown)
+
+
+def group_order(
+    keys: Sequence[GroupKey], values: exp.Expr, *, has_other: bool, has_total: bool = False
+) -> list[exp.Expr]:
+    """Groups in the order of their values, then `other`, then `total`. Nothing without `group by`."""
+    if not keys:
+        return []
+    last = [TOTAL] * has_total + [OTHER] * has_other
+    return [*(_is(values, mark) for mark in last), values.copy()]
+
+
+def _is(values: exp.Expr, mark: exp.Expr) -> exp.Expr:
+    return exp.EQ(this=values.copy(), expression=mark.copy())
+
+
+def top_groups(source: exp.Expr | str, value: exp.Expr, top: int, *, where: Sequence[exp.Expr] = ()) -> exp.Select:
+    """The groups with the greatest value among rows that are one or more per group: `group_values`."""
+    greatest = exp.Ordered(this=value, desc=True, nulls_first=False)
+    return select(
+        [column("group_values")],
+        source,
+        where=where,
+        group_by=[column("group_values")],
+        order_by=[greatest, column("group_values")],
+        limit=top,
+    )
+
+
+def folded(groups: exp.Expr) -> exp.Expr:
+    """The group if `top_groups` has it, else `other`. No join: Citus pushes a membership down under any subquery."""
+    known = exp.Subquery(this=select([column("group_values")], "top_groups"))
+    is_top = exp.In(this=groups, query=known)
+    return exp.Case(ifs=[exp.If(this=is_top, true=groups.copy())], default=OTHER.copy())
 
 
 def user_values(schema: str, keys: Sequence[GroupKey]) -> exp.Select:

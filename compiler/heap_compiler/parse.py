@@ -112,6 +112,9 @@ _TERMINAL_NAMES = {
     "RSQB": "]",
     "COMPARE": "a comparison such as =",
     "AGGREGATE": "an aggregate such as sum(amount)",
+    "AGGREGATE_OF": "an aggregate over users such as median of count of any per user",
+    "PLUS_OR_MINUS": "+ or -",
+    "TIMES_OR_OVER": "* or /",
     "USER_DOT": "a user property such as user.plan",
     "LPAR": "(",
     "RPAR": ")",
@@ -256,8 +259,19 @@ class _TreeBuilder(Transformer[Token, Any]):
     # Heads
 
     def series(self, meta: Meta, children: list[Any]) -> syntax.Series:
-        measure, divisor, label = children
-        return syntax.Series(span=_span(meta), measure=measure, divisor=divisor, label=label)
+        formula, label = children
+        return syntax.Series(span=_span(meta), formula=formula, label=label)
+
+    def arithmetic(self, meta: Meta, children: list[Any]) -> syntax.Arithmetic:
+        left, operator, right = children
+        return syntax.Arithmetic(span=_span(meta), left=left, operator=str(operator), right=right)  # type: ignore[arg-type]
+
+    def constant(self, meta: Meta, children: list[Token]) -> syntax.Value:
+        return self.number_value(meta, children)
+
+    def per_user(self, meta: Meta, children: list[Any]) -> syntax.PerUser:
+        function, measure = children
+        return syntax.PerUser(span=_span(meta), function=str(function).lower(), measure=measure)  # type: ignore[arg-type]
 
     def measure(self, _: Meta, children: list[Any]) -> syntax.Measure:
         return cast(syntax.Measure, children[0])
@@ -344,8 +358,22 @@ class _TreeBuilder(Transformer[Token, Any]):
     def follow(self, meta: Meta, children: list[Token]) -> syntax.Follow:
         return syntax.Follow(span=_span(meta), count=_count(children[0]), unit=_unit(children[1]))
 
-    def rolling(self, meta: Meta, _: list[Any]) -> syntax.Rolling:
-        return syntax.Rolling(span=_span(meta))
+    def with_total(self, meta: Meta, _: list[Any]) -> syntax.WithTotal:
+        return syntax.WithTotal(span=_span(meta))
+
+    def rolling(self, meta: Meta, children: list[Token | None]) -> syntax.Rolling:
+        count, unit = children
+        return syntax.Rolling(
+            span=_span(meta),
+            count=None if count is None else _count(count),
+            unit=None if unit is None else _unit(unit),
+        )
+
+    def cumulative(self, meta: Meta, _: list[Any]) -> syntax.Cumulative:
+        return syntax.Cumulative(span=_span(meta))
+
+    def compared(self, meta: Meta, _: list[Any]) -> syntax.Compared:
+        return syntax.Compared(span=_span(meta))
 
     def recurring(self, meta: Meta, _: list[Any]) -> syntax.Recurring:
         return syntax.Recurring(span=_span(meta))
@@ -369,6 +397,19 @@ class _TreeBuilder(Transformer[Token, Any]):
 
     def counting(self, meta: Meta, children: list[Token]) -> syntax.Counting:
         return syntax.Counting(span=_span(meta), unit=str(children[0]).lower())  # type: ignore[arg-type]
+
+    def streak(self, meta: Meta, _: list[Any]) -> syntax.Streak:
+        return syntax.Streak(span=_span(meta))
+
+    def at_least(self, meta: Meta, children: list[Token]) -> syntax.AtLeast:
+        return syntax.AtLeast(span=_span(meta), count=_count(children[1]))
+
+    def windows(self, meta: Meta, children: list[Token]) -> syntax.Windows:
+        return syntax.Windows(span=_span(meta), count=_count(children[0]), unit=_unit(children[1]))
+
+    def brackets(self, meta: Meta, children: list[Token]) -> syntax.Brackets:
+        *ends, unit = children
+        return syntax.Brackets(span=_span(meta), ends=tuple(_count(end) for end in ends), unit=_unit(unit))
 
     def duration(self, meta: Meta, children: list[Token]) -> syntax.Duration:
         return syntax.Duration(span=_span(meta), count=_count(children[0]), unit=_unit(children[1]))

@@ -18,6 +18,7 @@ __all__ = [
     "cast",
     "column",
     "conjuncts",
+    "divided",
     "elapsed",
     "events_table",
     "function",
@@ -178,8 +179,12 @@ def _table(name: str, schema: str, alias: str | None = None) -> exp.Table:
 
 def share(part: exp.Expr, whole: exp.Expr) -> exp.Expr:
     """part / whole as numeric with 8 decimals, null when the whole is 0."""
-    ratio = exp.Div(this=cast(part, "numeric"), expression=exp.Nullif(this=whole, expression=number(0)))
-    return function("trim_scale", function("round", ratio, number(8)))
+    return function("trim_scale", function("round", divided(cast(part, "numeric"), whole), number(8)))
+
+
+def divided(value: exp.Expr, by: exp.Expr) -> exp.Expr:
+    """value / by in the values' own type, null when dividing by 0."""
+    return exp.Div(this=value, expression=exp.Nullif(this=by, expression=number(0)), typed=True)
 
 
 def subquery(query: exp.Query, alias: str) -> exp.Subquery:

@@ -18,11 +18,16 @@ __all__ = [
     "And",
     "AnyEvent",
     "AnyOf",
+    "Arithmetic",
+    "AtLeast",
     "Between",
+    "Brackets",
     "By",
     "Clause",
     "Compare",
+    "Compared",
     "Counting",
+    "Cumulative",
     "Define",
     "DefineSegment",
     "DefinedEvent",
@@ -39,6 +44,7 @@ __all__ = [
     "Follow",
     "ForUsersIn",
     "ForUsersWhere",
+    "Formula",
     "GroupBy",
     "Holding",
     "InAnyOrder",
@@ -52,6 +58,7 @@ __all__ = [
     "Not",
     "Or",
     "Over",
+    "PerUser",
     "Predicate",
     "Property",
     "RawEvent",
@@ -62,12 +69,15 @@ __all__ = [
     "Series",
     "Statement",
     "Step",
+    "Streak",
     "StrictlyInOrder",
     "TextTest",
     "Top",
     "Unit",
     "Value",
     "Where",
+    "Windows",
+    "WithTotal",
     "Within",
     "Without",
 ]
@@ -292,8 +302,23 @@ class Follow(Clause):
     unit: Unit
 
 
+class WithTotal(Clause):
+    """`with total`: beside the groups, all of them together."""
+
+
 class Rolling(Clause):
-    """`rolling`: in that period or any later one."""
+    """`rolling` of a retention: in that period or any later one. `rolling 7 days` of a trend: over trailing units."""
+
+    count: int | None
+    unit: Unit | None
+
+
+class Cumulative(Clause):
+    """`cumulative`: from the start of the range to the end of each bucket."""
+
+
+class Compared(Clause):
+    """`compared to previous period`."""
 
 
 class Recurring(Clause):
@@ -343,6 +368,30 @@ class Limit(Clause):
     count: int
 
 
+class Streak(Clause):
+    """`streak`: in that period and in every one before it."""
+
+
+class AtLeast(Clause):
+    """`at least 3 times`."""
+
+    count: int
+
+
+class Windows(Clause):
+    """`in 24 hour windows`: periods of elapsed time from each user's own start."""
+
+    count: int
+    unit: Unit
+
+
+class Brackets(Clause):
+    """`in brackets (1, 3, 7 days)`: periods by their last unit."""
+
+    ends: tuple[int, ...]
+    unit: Unit
+
+
 # Statements
 
 
@@ -389,11 +438,28 @@ class Measure(Node):
     event: Event
 
 
-class Series(Node):
-    """A line of a trend: a measure, or the ratio of two."""
+class PerUser(Node):
+    """`median of count of E per user`: a measure of each user, then a function over the users."""
 
+    function: Literal["sum", "avg", "min", "max", "median", "p75", "p90", "p95", "p99"]
     measure: Measure
-    divisor: Measure | None
+
+
+class Arithmetic(Node):
+    """Two formulas joined by one of + - * /."""
+
+    left: Formula
+    operator: Literal["+", "-", "*", "/"]
+    right: Formula
+
+
+Formula = Measure | PerUser | Value | Arithmetic
+
+
+class Series(Node):
+    """A line of a trend: a measure, or a formula over several."""
+
+    formula: Formula
     label: str | None
 
 
@@ -414,5 +480,5 @@ class AnalysisStatement(Statement):
     clauses: tuple[SerializeAsAny[Clause], ...]
 
 
-for _node in (Not, And, Or, Did, DidThen, Filtered, AnyOf, FirstAfter, DefineSegment):
+for _node in (Not, And, Or, Did, DidThen, Filtered, AnyOf, FirstAfter, Arithmetic, DefineSegment):
     _node.model_rebuild(force=False)

@@ -82,10 +82,18 @@ def test_choose_strategy_probes_from_the_rarest_earlier_step_and_only_with_known
     assert all(step.driver is None for step in _sequence('"Viewed pricing"', '"Purchase"').steps)
 
 
+def test_verify_pushdown_leaves_windows_over_aggregates_to_the_coordinator() -> None:
+    counted = "WITH c AS (SELECT path, count(*) AS n FROM shop.events GROUP BY path)"
+    query = parse_one(f"{counted} SELECT sum(n) OVER (PARTITION BY path) FROM c", dialect="postgres")
+    assert isinstance(query, exp.Query)
+    assert verify_pushdown(query) is query
+
+
 @pytest.mark.parametrize(
     "query",
     [
         "SELECT user_id FROM shop.events LIMIT 5",
+        "WITH c AS (SELECT user_id, path FROM shop.events) SELECT max(path) OVER (PARTITION BY path) FROM c",
         "SELECT DISTINCT path FROM shop.events",
         "SELECT max(time) OVER (PARTITION BY path) FROM shop.events",
         "SELECT 1 FROM shop.events JOIN shop.users ON events.path = users.identity",

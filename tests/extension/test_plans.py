@@ -61,6 +61,15 @@ def test_a_trend_of_users_reads_only_the_index(shop: psycopg.Connection[Any]) ->
         assert {scan["Node Type"] for scan in _scans(nodes, f"series_{series}_events")} == {"Index Only Scan"}
 
 
+def test_a_rolling_trend_reads_only_the_index_and_sends_one_row_per_bucket(shop: psycopg.Connection[Any]) -> None:
+    nodes = _plan(shop, 'trend users of "Viewed product" by day rolling 7 days')
+    assert {scan["Node Type"] for scan in _scans(nodes, "series_1_events")} == {"Index Only Scan"}
+    for distributed in (node for node in nodes if node.get("Task Count") == 4):
+        for top in (next(plan_nodes(task["Remote Plan"])) for task in distributed["Tasks"]):
+            assert top["Plan"]["Node Type"] == "Aggregate"
+            assert len(top["Plan"]["Group Key"]) == 1
+
+
 def test_explain_says_which_index_serves_each_step(shop: psycopg.Connection[Any]) -> None:
     lines = [line for (line,) in shop.execute("SELECT heap.explain(%s)", (_FUNNEL,))]
     assert lines[0].startswith("step 1 (Viewed pricing): index only scan of ")

@@ -6,6 +6,8 @@ user; only aggregates, which combine across shards, may look beyond.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sqlglot import exp
 
 __all__ = ["verify_pushdown"]
@@ -17,18 +19,35 @@ def verify_pushdown(query: exp.Query) -> exp.Query:
     Raises:
         AssertionError: naming the part that keeps the query from being pushed down.
     """
+    ctes = {cte.alias: cte.this for cte in query.find_all(exp.CTE)}
     for node in query.find_all(exp.Window, exp.Select):
         if isinstance(node, exp.Window):
-            _verify_window(node)
+            _verify_window(node, ctes)
         elif isinstance(node, exp.Select) and _reads_events(node):
             _verify_select(node)
     return query
 
 
-def _verify_window(window: exp.Window) -> None:
+def _verify_window(window: exp.Window, ctes: Mapping[str, exp.Query]) -> None:
     keys = window.args.get("partition_by")
-    if keys and keys[0].name != "user_id":
+    if not keys or keys[0].name == "user_id":
+        return
+    select = window.find_ancestor(exp.Select)
+    if select is not None and _has_users(select, ctes):
         raise AssertionError(f"window not partitioned by user_id first: {window.sql('postgres')}")
+
+
+def _has_users(select: exp.Select, ctes: Mapping[str, exp.Query]) -> bool:
+    """Whether a source has rows of single users; the others are aggregates, which the coordinator has."""
+    for source in (select.args["from_"].this, *(join.this for join in select.args.get("joins") or ())):
+        if isinstance(source, exp.Table) and source.db:
+            return True
+        rows = ctes.get(source.name) if isinstance(source, exp.Table) else source.this
+        if isinstance(rows, exp.Query):
+            columns = {column.alias_or_name for column in rows.selects}
+            if "user_id" in columns or ("*" in columns and isinstance(rows, exp.Select) and _has_users(rows, ctes)):
+                return True
+    return False
 
 
 def _verify_select(select: exp.Select) -> None:
