@@ -19,6 +19,7 @@ __all__ = [
     "AnyEvent",
     "AnyOf",
     "Between",
+    "Bins",
     "By",
     "Clause",
     "Compare",
@@ -52,6 +53,7 @@ __all__ = [
     "Not",
     "Or",
     "Over",
+    "PageProperty",
     "Predicate",
     "Property",
     "RawEvent",
@@ -95,6 +97,12 @@ class Property(Node):
 
     of_user: bool
     name: str
+
+
+class PageProperty(Property):
+    """`entry path`, `exit path`: a property of the first or last pageview of a session."""
+
+    page: Literal["entry", "exit"]
 
 
 # Predicates
@@ -341,6 +349,13 @@ class Reaching(Clause):
 
 class Limit(Clause):
     count: int
+
+
+class Bins(Clause):
+    """`in bins of 10`, or `in bins (1, 5, 20)`: one `width`, or the `edges` between them; numbers or durations."""
+
+    width: Value | Duration | None
+    edges: tuple[Value | Duration, ...]
 
 
 # Statements

@@ -13,20 +13,17 @@ from typing import cast as typing_cast
 from sqlglot import exp
 
 from heap_compiler import syntax
-from heap_compiler.activity import bucket_of, of_users
+from heap_compiler.activity import bucket_of
 from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
-from heap_compiler.bound import BoundEvent, GroupKey
+from heap_compiler.bound import GroupKey
 from heap_compiler.errors import HeapError
-from heap_compiler.groups import OTHER, group_key, group_values, user_values
-from heap_compiler.predicates import number_of
+from heap_compiler.groups import OTHER, fold_groups, group_key, group_values
+from heap_compiler.measures import Measure, aggregate, bind_measure, distinct_units, measured_rows
 from heap_compiler.ranges import TimeRange, bucket_starts
-from heap_compiler.scan import distinct_events
 from heap_compiler.sql import (
     cast,
     column,
-    function,
-    is_set,
     join,
     named,
     number,
@@ -39,7 +36,7 @@ from heap_compiler.sql import (
     with_ctes,
 )
 
-__all__ = ["ANALYSIS", "TrendMeasure", "TrendPlan", "TrendSeries"]
+__all__ = ["ANALYSIS", "TrendPlan", "TrendSeries"]
 
 _ROW = (
     ResultColumn("bucket", "timestamptz"),
@@ -48,29 +45,17 @@ _ROW = (
     ResultColumn("value", "numeric"),
 )
 
-_PERCENTILES = {"median": "0.5", "p75": "0.75", "p90": "0.9", "p95": "0.95", "p99": "0.99"}
-
-
-@dataclass(frozen=True, slots=True)
-class TrendMeasure:
-    """`function` over `event`, of `value` where it is a measure of a property. `cte` names its rows in the query."""
-
-    cte: str
-    function: str
-    event: BoundEvent
-    value: exp.Expr | None
-
 
 @dataclass(frozen=True, slots=True)
 class TrendSeries:
     """One line of the trend: a measure, or its ratio to another."""
 
     name: str
-    measure: TrendMeasure
-    divisor: TrendMeasure | None
+    measure: Measure
+    divisor: Measure | None
 
     @property
-    def measures(self) -> tuple[TrendMeasure, ...]:
+    def measures(self) -> tuple[Measure, ...]:
         """The measure, and the divisor if there is one."""
         return (self.measure,) if self.divisor is None else (self.measure, self.divisor)
 
@@ -112,14 +97,9 @@ def bind_trend(statement: syntax.AnalysisStatement, binder: Binder) -> TrendPlan
 
 
 def _series(written: syntax.Series, cte: str, binder: Binder) -> TrendSeries:
-    divisor = None if written.divisor is None else _measure(written.divisor, f"{cte}_divisor", binder)
+    divisor = None if written.divisor is None else bind_measure(written.divisor, f"{cte}_divisor", binder)
     name = written.label or binder.name_of(written)
-    return TrendSeries(name, _measure(written.measure, cte, binder), divisor)
-
-
-def _measure(written: syntax.Measure, cte: str, binder: Binder) -> TrendMeasure:
-    value = None if written.property is None else number_of(written.property)
-    return TrendMeasure(cte, written.function, binder.event(written.event), value)
+    return TrendSeries(name, bind_measure(written.measure, cte, binder), divisor)
 
 
 def lower_trend(plan: TrendPlan) -> exp.Query:
@@ -172,7 +152,7 @@ def _series_rows(plan: TrendPlan, series: TrendSeries, index: int) -> exp.Select
     )
 
 
-def _value(measure: TrendMeasure) -> exp.Expr:
+def _value(measure: Measure) -> exp.Expr:
     """The measure of one bucket and group: 0 where nothing happened, null where there is nothing to take a mean of."""
     value = column("value", measure.cte)
     if measure.function in {"count", "users", "sessions", "sum"}:
@@ -180,7 +160,7 @@ def _value(measure: TrendMeasure) -> exp.Expr:
     return value
 
 
-def _measures(plan: TrendPlan) -> list[TrendMeasure]:
+def _measures(plan: TrendPlan) -> list[Measure]:
     return [measure for series in plan.series for measure in series.measures]
 
 
@@ -208,106 +188,25 @@ def _top_groups(plan: TrendPlan, top: int) -> exp.Select:
     )
 
 
-def _measured(plan: TrendPlan, measure: TrendMeasure, *, by_bucket: bool) -> exp.Query:
+def _measured(plan: TrendPlan, measure: Measure, *, by_bucket: bool) -> exp.Query:
     """The measure per bucket and group. `by_bucket` false: per group over the whole range, groups not yet folded."""
     folds = by_bucket and plan.top is not None
     bucket = ["bucket_number"] if by_bucket else []
     groups = [f"group_{position}" for position in range(1, len(plan.group_keys) + 1)]
-    rows = _rows(plan, measure, by_bucket=by_bucket)
+    more = {"bucket_number": bucket_of(plan.buckets) if plan.buckets else number(1)} if by_bucket else {}
+    rows = measured_rows(plan.schema, measure, plan.read, plan.users, plan.group_keys, more)
     if folds:
-        rows = _fold_groups(plan, rows)
+        rows = fold_groups(plan.group_keys, rows)
         groups = ["group_values"]
-    units = {"users": ["user_id"], "sessions": ["user_id", "session_id"]}.get(measure.function)
-    if units:
-        each = [column(name) for name in (*units, *bucket, *groups)]
-        rows = select(each, subquery(rows, "counted"), distinct=True)
+    rows = distinct_units(measure, rows, [*bucket, *groups])
     shown: list[exp.Expr] = [column("group_values")] if folds else []
     if plan.group_keys and not folds:
         shown = [named(group_values(plan.group_keys), "group_values")]
-    value = named(_aggregate(measure.function), "value")
+    value = named(aggregate(measure), "value")
     return select(
         [*(column(name) for name in bucket), *shown, value],
         subquery(rows, "measured"),
         group_by=[column(name) for name in (*bucket, *groups)],
-    )
-
-
-def _fold_groups(plan: TrendPlan, rows: exp.Query) -> exp.Query:
-    """The rows with one column `group_values`: their group if it is a top one, else `other`."""
-    known = column("group_values", "top_groups")
-    grouped = select([exp.Star(), named(group_values(plan.group_keys), "row_groups")], subquery(rows, "measured"))
-    same_group = exp.EQ(this=known.copy(), expression=column("row_groups", "grouped"))
-    folded = named(exp.Coalesce(this=known, expressions=[OTHER.copy()]), "group_values")
-    return select(
-        [exp.Column(this=exp.Star(), table=exp.to_identifier("grouped")), folded],
-        subquery(grouped, "grouped"),
-        joins=[join(exp.table_("top_groups"), [same_group], kind="LEFT")],
-    )
-
-
-def _aggregate(name: str) -> exp.Expr:
-    value = column("value")
-    match name:
-        case "count" | "users":
-            return exp.Count(this=exp.Star())
-        case "sessions":
-            return exp.Count(this=column("session_id"))  # events outside any session count for none
-        case "sum":
-            return exp.Sum(this=value)
-        case "avg":
-            return exp.Avg(this=value)
-        case "min":
-            return exp.Min(this=value)
-        case "max":
-            return exp.Max(this=value)
-    fraction = exp.PercentileCont(this=exp.Literal.number(_PERCENTILES[name]))
-    ordered = exp.Order(expressions=[_double(value)])
-    return cast(exp.WithinGroup(this=fraction, expression=ordered), "numeric")
-
-
-def _double(value: exp.Expr) -> exp.Expr:
-    """The numeric value as a float, which percentiles interpolate in. JSON can hold numbers a float cannot: too large
-    ones count as the largest, too small ones as zero."""
-    bounded = function(
-        "greatest",
-        function("least", value.copy(), exp.Literal.number("1e300")),
-        exp.Neg(this=exp.Literal.number("1e300")),
-    )
-    rounded = cast(function("round", bounded, number(30)), "double precision")
-    return exp.Case(ifs=[exp.If(this=is_set(value), true=rounded)])  # least and greatest overlook nulls
-
-
-def _rows(plan: TrendPlan, measure: TrendMeasure, *, by_bucket: bool) -> exp.Query:
-    """The series' events with what is measured and grouped by, each event once."""
-    distinct_anyway = measure.function in {"users", "sessions"}
-    columns: dict[str, exp.Expr] = {}
-    if distinct_anyway or plan.users is not None or any(key.of_user for key in plan.group_keys):
-        columns["user_id"] = column("user_id")
-    if measure.function == "sessions":
-        columns["session_id"] = column("session_id")
-    if by_bucket:
-        columns["bucket_number"] = bucket_of(plan.buckets) if plan.buckets else number(1)
-    for position, key in enumerate(plan.group_keys, start=1):
-        if not key.of_user:
-            columns[f"group_{position}"] = key.value
-    if measure.value is not None:
-        columns["value"] = measure.value
-    if not columns:
-        columns["event_id"] = column("event_id")
-    extra = of_users(plan.users)
-    alias = f"{measure.cte}_events"
-    rows = distinct_events(plan.schema, measure.event, plan.read, columns, alias=alias, extra=extra)
-    if not any(key.of_user for key in plan.group_keys):
-        return rows
-    users = user_values(plan.schema, plan.group_keys)
-    same_user = exp.EQ(this=column("user_id", "users"), expression=column("user_id", "events"))
-    user_groups = [
-        column(f"group_{position}", "users") for position, key in enumerate(plan.group_keys, start=1) if key.of_user
-    ]
-    return select(
-        [*(column(name, "events") for name in columns), *user_groups],
-        subquery(rows, "events"),
-        joins=[join(subquery(users, "users"), [same_user], kind="LEFT")],
     )
 
 
