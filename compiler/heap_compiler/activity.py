@@ -15,9 +15,9 @@ from heap_compiler.sql import column, function, select, subquery, timestamps, un
 __all__ = ["active_buckets", "bucket_of", "of_users"]
 
 
-def bucket_of(bounds: Sequence[datetime], time: str = "time") -> exp.Expr:
-    """The bucket of an event's time: 1 for the first of `bounds`, 0 for anything earlier."""
-    return function("width_bucket", column(time), timestamps(bounds))
+def bucket_of(bounds: Sequence[datetime], time: exp.Expr | str = "time") -> exp.Expr:
+    """The bucket of a time, by default an event's: 1 for the first of `bounds`, 0 for anything earlier."""
+    return function("width_bucket", column(time) if isinstance(time, str) else time, timestamps(bounds))
 
 
 def of_users(users: exp.Query | None, table: str | None = None) -> list[exp.Expr]:

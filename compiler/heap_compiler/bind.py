@@ -188,13 +188,26 @@ class Binder:
 
     @cached_property
     def group_keys(self) -> tuple[GroupKey, ...]:
-        """The properties of `group by`, in order."""
+        """The properties of `group by`, in order.
+
+        Raises:
+            HeapError: one is of a session's entry or exit.
+        """
         clause = self.clause(syntax.GroupBy)
-        if clause is None:
-            return ()
-        return tuple(
-            GroupKey(self.name_of(of), of.of_user, property_text(of, of_user=of.of_user)) for of in clause.properties
-        )
+        for of in clause.properties if clause is not None else ():
+            if isinstance(of, syntax.PageProperty):
+                raise HeapError(f"only sessions have an {of.page}", of.span, f"leave out {of.page}")
+        return self.session_group_keys
+
+    @cached_property
+    def session_group_keys(self) -> tuple[GroupKey, ...]:
+        """The properties of `group by`, in order, among them such of a session's entry and exit."""
+        clause = self.clause(syntax.GroupBy)
+        return () if clause is None else tuple(self._group_key(of) for of in clause.properties)
+
+    def _group_key(self, of: syntax.Property) -> GroupKey:
+        page = of.page if isinstance(of, syntax.PageProperty) else None
+        return GroupKey(self.name_of(of), of.of_user, property_text(of, of_user=of.of_user), page)
 
     @cached_property
     def top(self) -> int | None:
@@ -204,7 +217,7 @@ class Binder:
             HeapError: there are no groups.
         """
         clause = self.clause(syntax.Top)
-        if clause is not None and not self.group_keys:
+        if clause is not None and self.clause(syntax.GroupBy) is None:
             raise HeapError("top needs groups to choose from", clause.span, "add: group by country")
         return None if clause is None else clause.count
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Literal
 
 from sqlglot import exp
 
@@ -46,8 +47,10 @@ class FirstAfter:
 
 @dataclass(frozen=True, slots=True)
 class GroupKey:
-    """One property of a `group by`: its text over a row of events, or of users."""
+    """One property of a `group by`: its text over a row of events, or of users. `page` says of which of a session's
+    pageviews it is, where it is of one."""
 
     name: str
     of_user: bool
     value: exp.Expr
+    page: Literal["entry", "exit"] | None = None

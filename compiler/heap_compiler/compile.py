@@ -109,7 +109,7 @@ def compile_statement(text: str, catalog: Catalog, keyword: str | None = None) -
     Raises:
         HeapError: with the position of what is wrong and the nearest fix.
     """
-    if keyword is not None and text.split(None, 1)[:1] and text.split(None, 1)[0].lower() != keyword:
+    if keyword is not None and [word.lower() for word in text.split(None, 1)[:1]] != [keyword]:
         text = f"{keyword} {text}"
     try:
         return _compile(text, catalog, keyword)

@@ -11,9 +11,33 @@ from collections.abc import Sequence
 from sqlglot import exp
 
 from heap_compiler.bound import GroupKey
-from heap_compiler.sql import cast, column, function, named, number, select, text, text_array, users_table
+from heap_compiler.sql import (
+    cast,
+    column,
+    function,
+    join,
+    named,
+    number,
+    select,
+    subquery,
+    text,
+    text_array,
+    users_table,
+)
 
-__all__ = ["OTHER", "TOTAL", "folded", "group_key", "group_order", "group_values", "top_groups", "user_values"]
+__all__ = [
+    "OTHER",
+    "TOTAL",
+    "fold_groups",
+    "fold_totals",
+    "folded",
+    "group_key",
+    "group_order",
+    "group_values",
+    "join_user_values",
+    "top_groups",
+    "user_values",
+]
 
 OTHER = text_array([])
 TOTAL = cast(text("{{total}}"), "text[]")
@@ -77,3 +101,38 @@ def user_values(schema: str, keys: Sequence[GroupKey]) -> exp.Select:
     """Each user's values of the keys that are user properties: `user_id`, `group_2`, ..."""
     values = [named(key.value.copy(), f"group_{index}") for index, key in enumerate(keys, start=1) if key.of_user]
     return select([column("user_id"), *values], users_table(schema))
+
+
+def join_user_values(schema: str, keys: Sequence[GroupKey], rows: exp.Query, columns: Sequence[str]) -> exp.Query:
+    """The rows, which have the columns, with the groups that are properties of their users."""
+    if not any(key.of_user for key in keys):
+        return rows
+    same_user = exp.EQ(this=column("user_id", "users"), expression=column("user_id", "events"))
+    user_groups = [column(f"group_{position}", "users") for position, key in enumerate(keys, start=1) if key.of_user]
+    return select(
+        [*(column(name, "events") for name in columns), *user_groups],
+        subquery(rows, "events"),
+        joins=[join(subquery(user_values(schema, keys), "users"), [same_user], kind="LEFT")],
+    )
+
+
+def fold_groups(keys: Sequence[GroupKey], rows: exp.Query) -> exp.Query:
+    """The rows with one column `group_values`: their group if it is one of `top_groups`, else `other`."""
+    return select([exp.Star(), named(folded(group_values(keys)), "group_values")], subquery(rows, "grouped"))
+
+
+def fold_totals(size: str, top: int) -> exp.Select:
+    """The rows of `totals`, one per group, with the group they are `shown` as: those beyond the top become `other`."""
+    rank = exp.Window(
+        this=exp.RowNumber(),
+        order=exp.Order(
+            expressions=[
+                exp.Ordered(this=column(size), desc=True, nulls_first=False),
+                column("group_values"),
+            ]
+        ),
+    )
+    ranked = select([exp.Star(), named(rank, "rank")], "totals")
+    is_top = exp.LTE(this=column("rank"), expression=number(top))
+    shown = exp.Case(ifs=[exp.If(this=is_top, true=column("group_values"))], default=OTHER.copy())
+    return select([exp.Star(), named(shown, "shown")], subquery(ranked, "sized"))

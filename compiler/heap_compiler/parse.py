@@ -116,6 +116,7 @@ _TERMINAL_NAMES = {
     "PLUS_OR_MINUS": "+ or -",
     "TIMES_OR_OVER": "* or /",
     "USER_DOT": "a user property such as user.plan",
+    "PAGE": "a page such as entry path",
     "LPAR": "(",
     "RPAR": ")",
     "COMMA": ",",
@@ -411,6 +412,12 @@ class _TreeBuilder(Transformer[Token, Any]):
         *ends, unit = children
         return syntax.Brackets(span=_span(meta), ends=tuple(_count(end) for end in ends), unit=_unit(unit))
 
+    def even_bins(self, meta: Meta, children: list[Any]) -> syntax.Bins:
+        return syntax.Bins(span=_span(meta), width=children[0], edges=())
+
+    def bins_between(self, meta: Meta, children: list[Any]) -> syntax.Bins:
+        return syntax.Bins(span=_span(meta), width=None, edges=tuple(children))
+
     def duration(self, meta: Meta, children: list[Token]) -> syntax.Duration:
         return syntax.Duration(span=_span(meta), count=_count(children[0]), unit=_unit(children[1]))
 
@@ -530,6 +537,12 @@ class _TreeBuilder(Transformer[Token, Any]):
 
     def user_property_in_quotes(self, meta: Meta, children: list[Token]) -> syntax.Property:
         return syntax.Property(span=_span(meta), of_user=True, name=_unquote(children[1]))
+
+    def page_property(self, meta: Meta, children: list[Any]) -> syntax.PageProperty:
+        page, of = children
+        if of.of_user:
+            raise HeapError("a property of the user is the same on every page", of.span, f"leave out {page}")
+        return syntax.PageProperty(span=_span(meta), of_user=False, name=of.name, page=str(page).lower())  # type: ignore[arg-type]
 
     # Words
 

@@ -21,6 +21,7 @@ __all__ = [
     "Arithmetic",
     "AtLeast",
     "Between",
+    "Bins",
     "Brackets",
     "By",
     "Clause",
@@ -58,6 +59,7 @@ __all__ = [
     "Not",
     "Or",
     "Over",
+    "PageProperty",
     "PerUser",
     "Predicate",
     "Property",
@@ -105,6 +107,12 @@ class Property(Node):
 
     of_user: bool
     name: str
+
+
+class PageProperty(Property):
+    """`entry path`, `exit path`: a property of the first or last pageview of a session."""
+
+    page: Literal["entry", "exit"]
 
 
 # Predicates
@@ -390,6 +398,13 @@ class Brackets(Clause):
 
     ends: tuple[int, ...]
     unit: Unit
+
+
+class Bins(Clause):
+    """`in bins of 10`, or `in bins (1, 5, 20)`: one `width`, or the `edges` between them; numbers or durations."""
+
+    width: Value | Duration | None
+    edges: tuple[Value | Duration, ...]
 
 
 # Statements

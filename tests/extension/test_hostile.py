@@ -18,6 +18,9 @@ _STATEMENTS = [
     "define \"X\" as click where element matches 'form.a > b[c=\"d\"]:nth-child(2)' and not (path like 'a%' or path matches 'x+')",
     "trend count of any where property \"it's\" is not set and user.plan = 'pro' over last 3 weeks group by user.plan top 2",
     'drop event "Viewed"',
+    "sessions where country = 'DE' group by entry path, property \"it's\" by day top 5",
+    "distribution of sum(amount) of purchase per user in bins (-0.5, 1, 1e9) group by country top 2",
+    'time from "Viewed" to purchase where amount > 10 in bins of 1 day within 7 days',
 ]
 _PIECES = st.sampled_from(
     ["'", "''", '"', '""', "\\", ";", "--", "/*", "*/", "$$", "$1", "%s", "{}", "\x00", "\n", "\r", "\t", "é", "😀", "\u202e",

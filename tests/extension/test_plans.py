@@ -70,6 +70,41 @@ def test_a_rolling_trend_reads_only_the_index_and_sends_one_row_per_bucket(shop:
             assert len(top["Plan"]["Group Key"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("statement", "alias"),
+    [
+        ('distribution of count of "Viewed product" per user group by user.plan', "measured_events"),
+        ('time from "Viewed pricing" to "Signed up" group by user.plan', "step_1"),
+        ('time from "Viewed pricing" to "Signed up" group by country', "step_2"),
+    ],
+)
+def test_what_needs_no_more_than_the_index_reads_no_more(
+    shop: psycopg.Connection[Any], statement: str, alias: str
+) -> None:
+    assert {scan["Node Type"] for scan in _scans(_plan(shop, statement), alias)} == {"Index Only Scan"}
+
+
+@pytest.mark.parametrize("statement", [
+    "sessions by week group by landing_page, exit path, user.plan",
+    'distribution of sum(amount) of "Purchase" per user in bins of 10 group by country',
+    'time from "Viewed pricing" to "Signed up" group by country top 2',
+])  # fmt: skip
+def test_citus_gets_one_distributed_query_of_aggregates(shop: psycopg.Connection[Any], statement: str) -> None:
+    if not shop.execute("SELECT 1 FROM pg_extension WHERE extname = 'citus'").fetchone():
+        pytest.skip("plain PostgreSQL")
+    distributed = [node for node in _plan(shop, statement) if node.get("Task Count") == 4]
+    assert len(distributed) == 1
+    for task in distributed[0]["Tasks"]:
+        assert next(plan_nodes(task["Remote Plan"]))["Plan"]["Node Type"] == "Aggregate"
+
+
+def test_one_sort_serves_everything_a_session_is_grouped_by(shop: psycopg.Connection[Any]) -> None:
+    nodes = _plan(shop, "sessions by week group by landing_page, entry path, exit path")
+    tasks = max((node["Task Count"] for node in nodes if "Task Count" in node), default=1)
+    sorts = [node["Sort Key"] for node in nodes if node.get("Node Type") in {"Sort", "Incremental Sort"}]
+    assert len([keys for keys in sorts if any("session_id" in key for key in keys)]) == tasks
+
+
 def test_explain_says_which_index_serves_each_step(shop: psycopg.Connection[Any]) -> None:
     lines = [line for (line,) in shop.execute("SELECT heap.explain(%s)", (_FUNNEL,))]
     assert lines[0].startswith("step 1 (Viewed pricing): index only scan of ")

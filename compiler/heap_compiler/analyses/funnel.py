@@ -17,6 +17,8 @@ from heap_compiler.activity import bucket_of, of_users
 from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
 from heap_compiler.bound import Alternative, BoundEvent, GroupKey
+from heap_compiler.chains import event_values, same_user
+from heap_compiler.durations import collected, each_of, interval, quantile, seconds
 from heap_compiler.entries import entry_values
 from heap_compiler.errors import HeapError
 from heap_compiler.groups import OTHER, group_key, group_values, user_values
@@ -30,7 +32,6 @@ from heap_compiler.sql import (
     cast,
     column,
     elapsed,
-    function,
     is_set,
     join,
     named,
@@ -198,7 +199,7 @@ def lower_funnel(plan: FunnelPlan) -> exp.Query:
     by_entry = by_event and plan.sequence.is_plain and plan.group_step == 1
     ctes = user_chains(plan.sequence, entries=by_entry, event_ids=by_event and not by_entry)
     if by_event:
-        values = _event_values(plan)
+        values = event_values(plan.group_keys)
         ctes.append(("entries", entry_values(plan.sequence, values) if by_entry else _grouped_events(plan)))
     ctes.append(("totals", _totals(plan, by_entry=by_entry)))
     shown = "totals"
@@ -252,8 +253,8 @@ def _rows(plan: FunnelPlan, shown: str) -> exp.Select:
             named(cast(users, "bigint"), "users"),
             named(share(column("users", "steps"), column("users_1", shown)), "conversion"),
             named(share(column("users", "steps"), column("users_before", "steps")), "step_conversion"),
-            named(_interval(column("median_seconds", "steps")), "median_time"),
-            named(_interval(column("average_seconds", "steps")), "average_time"),
+            named(interval(column("median_seconds", "steps")), "median_time"),
+            named(interval(column("average_seconds", "steps")), "average_time"),
             named(bucket, "bucket"),
             named(cast(exp.Null() if plan.sequence.unit == "conversions" else immature, "bigint"), "immature"),
         ],
@@ -283,10 +284,6 @@ def _steps(plan: FunnelPlan, shown: str) -> list[exp.Expr]:
     return rows
 
 
-def _event_values(plan: FunnelPlan) -> dict[str, exp.Expr]:
-    return {f"group_{index}": key.value for index, key in enumerate(plan.group_keys, start=1) if not key.of_user}
-
-
 def _grouped_events(plan: FunnelPlan) -> exp.Query:
     """The events that can be the chain's event whose group values count, with these values."""
     sequence = plan.sequence
@@ -294,7 +291,7 @@ def _grouped_events(plan: FunnelPlan) -> exp.Query:
     read = steps[0].read
     assert read is not None
     event = BoundEvent("grouped", tuple(one for step in steps for one in step.event.alternatives))
-    columns = {**{name: column(name) for name in EVENT_ORDER}, **_event_values(plan)}
+    columns = {**{name: column(name) for name in EVENT_ORDER}, **event_values(plan.group_keys)}
     return distinct_events(sequence.schema, event, read, columns, alias="grouped")
 
 
@@ -307,10 +304,7 @@ def _totals(plan: FunnelPlan, *, by_entry: bool) -> exp.Query:
         columns.append(named(_count(_reached(plan, index)), f"users_{index}"))
         columns.append(named(_count(_may_go_on(plan, index)), f"immature_{index}"))
         if index > 1:
-            seconds = exp.Filter(
-                this=exp.ArrayAgg(this=_gap(plan, index)), expression=exp.Where(this=_reached(plan, index))
-            )
-            columns.append(named(seconds, f"seconds_{index}"))
+            columns.append(named(collected(_gap(plan, index), _reached(plan, index)), f"seconds_{index}"))
     joins = []
     groups: exp.Expr = cast(exp.Null(), "text[]")
     group_by = [f"group_{index}" for index in range(1, len(plan.group_keys) + 1)]
@@ -318,7 +312,7 @@ def _totals(plan: FunnelPlan, *, by_entry: bool) -> exp.Query:
         groups = group_values(plan.group_keys)
     if any(not key.of_user for key in plan.group_keys):
         step = plan.group_step
-        same = [_same_user("entries")]
+        same = [same_user("entries")]
         if by_entry:
             same.append(exp.EQ(this=column("entry", "entries"), expression=column("entry", "chains")))
         else:
@@ -327,7 +321,7 @@ def _totals(plan: FunnelPlan, *, by_entry: bool) -> exp.Query:
         joins.append(join(exp.table_("entries"), same, kind="" if by_entry else "LEFT"))
     if any(key.of_user for key in plan.group_keys):
         users = user_values(plan.sequence.schema, plan.group_keys)
-        joins.append(join(subquery(users, "grouped_users"), [_same_user("grouped_users")], kind="LEFT"))
+        joins.append(join(subquery(users, "grouped_users"), [same_user("grouped_users")], kind="LEFT"))
     bucket = []
     if plan.buckets:
         bucket = [named(bucket_of(plan.buckets, "time_1"), "bucket_number")]
@@ -370,10 +364,6 @@ def _count(condition: exp.Expr) -> exp.Expr:
     return exp.Filter(this=exp.Count(this=exp.Star()), expression=exp.Where(this=condition))
 
 
-def _same_user(table: str) -> exp.Expr:
-    return exp.EQ(this=column("user_id", table), expression=column("user_id", "chains"))
-
-
 def _gap(plan: FunnelPlan, index: int) -> exp.Expr:
     """Seconds on the chain since the step before, or since the one before that where it was skipped."""
     before = [index - 1]
@@ -382,8 +372,7 @@ def _gap(plan: FunnelPlan, index: int) -> exp.Expr:
     earlier: exp.Expr = column(f"time_{before[0]}")
     if len(before) > 1:
         earlier = exp.Coalesce(this=earlier, expressions=[column(f"time_{step}") for step in before[1:]])
-    taken = exp.Sub(this=column(f"time_{index}"), expression=earlier)
-    return function("date_part", text("epoch"), taken)
+    return seconds(earlier, column(f"time_{index}"))
 
 
 def _shown_groups(plan: FunnelPlan) -> exp.Select:
@@ -420,9 +409,7 @@ def _folded(plan: FunnelPlan) -> exp.Select:
 
 
 def _median(plan: FunnelPlan, shown: str, index: int) -> exp.Expr:
-    ordered = exp.Order(expressions=[column("seconds")])
-    half = exp.PercentileCont(this=exp.Literal.number("0.5"))
-    return _over_seconds(plan, shown, index, exp.WithinGroup(this=half, expression=ordered))
+    return _over_seconds(plan, shown, index, quantile("0.5", column("seconds")))
 
 
 def _average(plan: FunnelPlan, shown: str, index: int) -> exp.Expr:
@@ -433,10 +420,7 @@ def _over_seconds(plan: FunnelPlan, shown: str, index: int, aggregate: exp.Expr)
     """An aggregate over the seconds to one step; of a folded group, over those of all its groups."""
     if index == 1:
         return cast(exp.Null(), "double precision")
-    unnested = exp.Table(
-        this=function("unnest", column(f"seconds_{index}", "totals")),
-        alias=table_alias("seconds"),
-    )
+    unnested = each_of(column(f"seconds_{index}", "totals"), "seconds")
     if plan.top is None:
         return exp.Subquery(this=select([aggregate], unnested))
     same = [exp.EQ(this=column("shown", "shown_groups"), expression=column("group_values", shown))]
@@ -444,11 +428,6 @@ def _over_seconds(plan: FunnelPlan, shown: str, index: int, aggregate: exp.Expr)
         same.append(exp.EQ(this=column("bucket_number", "totals"), expression=column("bucket_number", shown)))
     joins = [join(exp.table_("shown_groups"), [_same_group()]), join(unnested, kind="CROSS")]
     return exp.Subquery(this=select([aggregate], "totals", joins=joins, where=same))
-
-
-def _interval(seconds: exp.Expr) -> exp.Expr:
-    second = cast(text("1 second"), "interval")
-    return function("justify_hours", exp.Mul(this=seconds, expression=second))
 
 
 def funnel_sources(plan: FunnelPlan) -> dict[str, str]:

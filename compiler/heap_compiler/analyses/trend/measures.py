@@ -16,10 +16,10 @@ from sqlglot import exp
 from heap_compiler.activity import bucket_of, of_users
 from heap_compiler.analyses.trend.plan import TrendMeasure, TrendPeriod, TrendPlan
 from heap_compiler.bound import GroupKey
-from heap_compiler.groups import TOTAL, folded, group_values, user_values
+from heap_compiler.groups import TOTAL, fold_groups, group_values, user_values
+from heap_compiler.measures import UNITS, aggregate
 from heap_compiler.scan import distinct_events
 from heap_compiler.sql import (
-    cast,
     column,
     function,
     is_set,
@@ -33,11 +33,8 @@ from heap_compiler.sql import (
 
 __all__ = ["as_changes", "measured", "whole_range"]
 
-_PERCENTILES = {"median": "0.5", "p75": "0.75", "p90": "0.9", "p95": "0.95", "p99": "0.99"}
 _COMBINED = {"count": "sum", "sum": "sum", "min": "min", "max": "max"}
 """Measures that are taken of parts, and how the parts' values make that of the whole."""
-
-_UNITS = {"users": ("user_id",), "sessions": ("user_id", "session_id")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +98,8 @@ def _measured(
     alias = f"{measure.cte}{name}{period.name}_events"
     rows = _rows(plan, measure, period, keys, place, alias)
     if keys and plan.top is not None:
-        rows = select([exp.Star(), named(folded(group_values(keys)), "group_values")], subquery(rows, "grouped"))
-    units = _UNITS.get(measure.function, ())
+        rows = fold_groups(keys, rows)
+    units = UNITS.get(measure.function, ())
     if "last_bucket" not in place:
         if units and as_changes(plan, measure):
             return _first_times(measure, rows, units, groups)
@@ -140,7 +137,7 @@ def _rows(
 ) -> exp.Query:
     """The events with what is measured and grouped by, each event once."""
     columns: dict[str, exp.Expr] = {}
-    by_user = measure.function in _UNITS or measure.over_users is not None
+    by_user = measure.function in UNITS or measure.over_users is not None
     if by_user or plan.users is not None or any(key.of_user for key in keys):
         columns["user_id"] = column("user_id")
     if measure.function == "sessions":
@@ -166,7 +163,7 @@ def _aggregated(
     measure: TrendMeasure, rows: exp.Query, place: Sequence[str], groups: _Groups, *, changes: bool = False
 ) -> exp.Select:
     """The measure of all rows of the same place and group; two-level measures first of each user."""
-    units = _UNITS.get(measure.function)
+    units = UNITS.get(measure.function)
     where_and_who = [*(column(name) for name in place), *groups.of_rows()]
     outer = measure.function
     if measure.over_users is not None:
@@ -177,7 +174,7 @@ def _aggregated(
     elif units is not None:
         each = [*(column(name) for name in units), *(part.copy() for part in where_and_who)]
         rows = select(each, subquery(rows, "counted"), distinct=True)
-    values = [named(_aggregate(outer), "value")]
+    values = [named(aggregate(outer), "value")]
     if changes and outer == "avg":
         values = [named(exp.Sum(this=column("value")), "value"), named(exp.Count(this=column("value")), "counted")]
     return select(
@@ -193,7 +190,7 @@ def _first_times(measure: TrendMeasure, rows: exp.Query, units: Sequence[str], g
     first = named(exp.Min(this=column("bucket_number")), "bucket_number")
     begun = select([*keys, first], subquery(rows, "counted"), group_by=[key.copy() for key in keys])
     return select(
-        [column("bucket_number"), *groups.once(), named(_aggregate(measure.function), "value")],
+        [column("bucket_number"), *groups.once(), named(aggregate(measure.function), "value")],
         subquery(begun, "measured"),
         group_by=[column("bucket_number"), *groups.of_rows()],
     )
@@ -253,7 +250,7 @@ def _extremes(measure: TrendMeasure, rows: exp.Query, groups: _Groups) -> exp.Se
     """The least or greatest of every stretch of buckets, then of every bucket."""
     of_stretches = _aggregated(measure, rows, ["first_bucket", "last_bucket"], groups)
     return select(
-        [column("bucket_number"), *groups.after(), named(_aggregate(measure.function), "value")],
+        [column("bucket_number"), *groups.after(), named(aggregate(measure.function), "value")],
         subquery(_in_every_bucket(of_stretches), "measured"),
         group_by=[column("bucket_number"), *groups.after()],
     )
@@ -264,7 +261,7 @@ def _of_stretches_per_user(measure: TrendMeasure, rows: exp.Query, groups: _Grou
     keys: list[exp.Expr] = [
         column("user_id"), *groups.of_rows(), column("first_bucket"), column("last_bucket")
     ]  # fmt: skip
-    value = named(_aggregate(measure.function), "value")
+    value = named(aggregate(measure.function), "value")
     parts = select([*keys, value], subquery(rows, "counted"), group_by=[key.copy() for key in keys])
     combined = replace(measure, function=_COMBINED[measure.function])
     return _aggregated(combined, _in_every_bucket(parts), ["bucket_number"], groups)
@@ -279,37 +276,5 @@ def _of_user(name: str) -> exp.Expr:
     """The measure of one user's events; a sum is 0 where they have no number, as it is of a bucket."""
     if name == "sessions":
         return exp.Count(this=exp.Distinct(expressions=[column("session_id")]))
-    value = _aggregate(name)
+    value = aggregate(name)
     return exp.Coalesce(this=value, expressions=[number(0)]) if name == "sum" else value
-
-
-def _aggregate(name: str) -> exp.Expr:
-    value = column("value")
-    match name:
-        case "count" | "users":
-            return exp.Count(this=exp.Star())
-        case "sessions":
-            return exp.Count(this=column("session_id"))  # events outside any session count for none
-        case "sum":
-            return exp.Sum(this=value)
-        case "avg":
-            return exp.Avg(this=value)
-        case "min":
-            return exp.Min(this=value)
-        case "max":
-            return exp.Max(this=value)
-    fraction = exp.PercentileCont(this=exp.Literal.number(_PERCENTILES[name]))
-    ordered = exp.Order(expressions=[_double(value)])
-    return cast(exp.WithinGroup(this=fraction, expression=ordered), "numeric")
-
-
-def _double(value: exp.Expr) -> exp.Expr:
-    """The numeric value as a float, which percentiles interpolate in. JSON can hold numbers a float cannot: too large
-    ones count as the largest, too small ones as zero."""
-    bounded = function(
-        "greatest",
-        function("least", value.copy(), exp.Literal.number("1e300")),
-        exp.Neg(this=exp.Literal.number("1e300")),
-    )
-    rounded = cast(function("round", bounded, number(30)), "double precision")
-    return exp.Case(ifs=[exp.If(this=is_set(value), true=rounded)])  # least and greatest overlook nulls

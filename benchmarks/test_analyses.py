@@ -1,0 +1,230 @@
+"""Every analysis on millions of events, against what nothing can undercut: `count(*)` over the indexes it reads.
+
+The two are timed in turns, one process each. What EXPLAIN (ANALYZE, BUFFERS) counts goes into pytest-benchmark's
+extra_info and, with the times, into ANALYSES.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from os import cpu_count, getloadavg
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import psycopg
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from benchmarks.million_events import APP, EVENTS, NOW, RANGE, ensure_events
+from heap_compiler.analyses import ANALYSES
+from heap_extension.server.plans import plan_nodes
+
+_ROUNDS = 7
+_LIMIT = 4
+"""More times `count(*)` than this needs a reason."""
+_TABLE = Path(__file__).with_name("ANALYSES.md")
+_EVERYTHING = ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A representative statement of an analysis.
+
+    Attributes:
+        statement: what is measured.
+        reads: the definitions whose indexes it reads; `_EVERYTHING` for all events.
+        why: what makes it cost more than `_LIMIT` times the plain count, as its plan says.
+    """
+
+    statement: str
+    reads: tuple[str, ...]
+    why: str = ""
+
+
+_MEASURED = {
+    "trend": Measured(
+        f'trend count of "Purchase", users of "Viewed pricing" by day {RANGE}', ("Purchase", "Viewed pricing")
+    ),
+    "funnel": Measured(
+        f'funnel "Viewed pricing" -> "Purchase" -> "Signed up" within 14 days {RANGE}',
+        ("Viewed pricing", "Purchase", "Signed up"),
+        why="a window per step after the first, and one GROUP BY, over every merged row",
+    ),
+    "retention": Measured(
+        f'retention from "Viewed pricing" to "Purchase" by week for 8 weeks {RANGE}',
+        ("Viewed pricing", "Purchase"),
+        why="return events are hashed by user and week, joined to the cohorts by hash, and hashed by user again",
+    ),
+    "lifecycle": Measured(
+        f'lifecycle of "Purchase" by week {RANGE}',
+        ("Purchase",),
+        why="activity is made distinct per user and week, sorted by both, and each row expanded to its two marks",
+    ),
+    "stickiness": Measured(
+        f'stickiness of "Purchase" by day {RANGE}',
+        ("Purchase",),
+        why="activity is hashed twice: distinct per user and day, then counted per user",
+    ),
+    "users": Measured(f'users who did "Purchase" at least 2 times {RANGE} limit 100', ("Purchase",)),
+    "sessions": Measured(
+        f"sessions by day {RANGE}",
+        (_EVERYTHING,),
+        why="no index has session_id: the tables are read; the hash of a million sessions outgrows work_mem",
+    ),
+    "distribution": Measured(
+        f'distribution of count of "Viewed pricing" per user {RANGE}',
+        ("Viewed pricing",),
+        why="the events of nearly as many users are hashed by user",
+    ),
+    "time": Measured(
+        f'time from "Viewed pricing" to "Purchase" within 14 days {RANGE}',
+        ("Viewed pricing", "Purchase"),
+        why="a window and a GROUP BY pass over every merged row, as in a funnel of two steps",
+    ),
+}
+
+
+@dataclass
+class _Result:
+    keyword: str
+    statement: str
+    milliseconds: float
+    count_milliseconds: float
+    rows: int
+    buffers: int
+    costly: str
+    ratio: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ratio = self.milliseconds / self.count_milliseconds
+
+
+@pytest.fixture(scope="module")
+def connection(request: pytest.FixtureRequest) -> Iterator[psycopg.Connection[Any]]:
+    cluster = ensure_events(request.config.getoption("--events"))
+    try:
+        with psycopg.connect(cluster.dsn, autocommit=True) as connection:
+            connection.execute(
+                "SELECT set_config('heap.app', %s, false), set_config('heap.now', %s, false),"
+                " set_config('max_parallel_workers_per_gather', '0', false)",
+                (APP, NOW),
+            )
+            yield connection
+    finally:
+        cluster.down()
+
+
+@pytest.fixture(scope="module")
+def results(request: pytest.FixtureRequest) -> Iterator[list[_Result]]:
+    """Collects what was measured. Written down once every analysis was, on as many events as the table is about."""
+    found: list[_Result] = []
+    load = getloadavg()[0]
+    yield found
+    table = _table(found, request.config.getoption("--events"), load)
+    print(table)
+    if len(found) == len(ANALYSES) and request.config.getoption("--events") == EVENTS:
+        _TABLE.write_text(table, encoding="utf-8")
+
+
+@pytest.mark.parametrize("keyword", [analysis.keyword for analysis in ANALYSES])
+def test_analysis(
+    keyword: str, connection: psycopg.Connection[Any], benchmark: BenchmarkFixture, results: list[_Result]
+) -> None:
+    assert keyword in _MEASURED, f"{keyword} has no benchmark: give it a representative statement in {Path(__file__)}"
+    measured = _MEASURED[keyword]
+    (sql,) = connection.execute("SELECT heap.sql(%s)", (measured.statement,)).fetchone() or ("",)
+    counts = [_count(connection, name) for name in measured.reads]
+    took: list[float] = []
+
+    def count() -> None:
+        began = perf_counter()
+        for one in counts:
+            connection.execute(one).fetchall()
+        took.append(perf_counter() - began)
+
+    run = connection.execute
+    assert run(sql).fetchall(), "no rows"
+    benchmark.pedantic(lambda: run(sql).fetchall(), setup=count, rounds=_ROUNDS, warmup_rounds=1)
+    (plan,) = connection.execute("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + sql).fetchone() or ([],)
+    assert benchmark.stats is not None
+    result = _Result(
+        keyword,
+        measured.statement,
+        benchmark.stats.stats.median * 1000,
+        median(took[1:]) * 1000,
+        _rows_read(plan),
+        plan[0]["Plan"]["Shared Hit Blocks"] + plan[0]["Plan"]["Shared Read Blocks"],
+        _costly(plan),
+    )
+    benchmark.extra_info.update(
+        ratio=round(result.ratio, 2), rows_read=result.rows, buffers=result.buffers, costly=result.costly
+    )
+    results.append(result)
+
+
+def _count(connection: psycopg.Connection[Any], name: str) -> str:
+    """The SQL that counts the events of a definition over its index."""
+    found = connection.execute("SELECT predicate FROM heap.event_definition WHERE name = %s", (name,)).fetchone()
+    where = f" WHERE {found[0]}" if found is not None else ""
+    assert found is not None or name == _EVERYTHING, name
+    return f"SELECT count(*) FROM {APP}.events{where}"
+
+
+def _rows_read(plan: Any) -> int:
+    """The rows that scans of tables and indexes went through, kept or not."""
+    counted = ("Actual Rows", "Rows Removed by Filter", "Rows Removed by Index Recheck")
+    return int(
+        sum(
+            node["Actual Loops"] * sum(node.get(key, 0) for key in counted)
+            for node in plan_nodes(plan)
+            if "Relation Name" in node
+        )
+    )
+
+
+def _costly(plan: Any) -> str:
+    """The kinds of plan nodes that take most of the time themselves, the largest first."""
+    spent: dict[str, float] = {}
+    for node in plan_nodes(plan):
+        if "Node Type" not in node or node["Node Type"] == "CTE Scan":
+            continue
+        children = [child for child in node.get("Plans", []) if not child.get("Subplan Name", "").startswith("CTE")]
+        own = _milliseconds(node) - sum(map(_milliseconds, children))
+        kind = node["Node Type"] if "Scan" not in node["Node Type"] else "scans"
+        spent[kind] = spent.get(kind, 0) + max(own, 0)
+    whole = sum(spent.values()) or 1
+    largest = sorted(spent.items(), key=lambda item: -item[1])[:3]
+    return ", ".join(f"{kind} {100 * own / whole:.0f} %" for kind, own in largest if own / whole >= 0.05)
+
+
+def _milliseconds(node: dict[str, Any]) -> float:
+    return float(node.get("Actual Total Time", 0) * node.get("Actual Loops", 1))
+
+
+def _table(results: list[_Result], events: int, load: float) -> str:
+    """ANALYSES.md."""
+    lines = [
+        f"# Analyses on {events:,} events",
+        "",
+        "Written by `make bench`. Medians in milliseconds, warm, one process per statement, timed in turns with",
+        "`count(*)` over the same partial indexes (of all events where the analysis reads all). Rows read, buffers of",
+        "8 kB hit or read, and where the time goes are those of EXPLAIN (ANALYZE, BUFFERS).",
+        "",
+        f"Load average of the machine at the start: {load:.1f} on {cpu_count()} cores.",
+        "",
+        "| analysis | ms | `count(*)` ms | ratio | rows read | buffers | where the time goes |",
+        "|---|---:|---:|---:|---:|---:|---|",
+    ]
+    lines += [
+        f"| `{one.statement}` | {one.milliseconds:.1f} | {one.count_milliseconds:.1f} | {one.ratio:.1f} | {one.rows:,}"
+        f" | {one.buffers:,} | {one.costly} |"
+        for one in results
+    ]
+    slow = [one for one in results if one.ratio > _LIMIT]
+    if slow:
+        lines += ["", f"Above {_LIMIT} times `count(*)`:", ""]
+        lines += [f"- {one.keyword}: {_MEASURED[one.keyword].why or 'not looked into yet'}" for one in slow]
+    return "\n".join(lines) + "\n"

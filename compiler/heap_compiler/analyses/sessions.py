@@ -1,0 +1,261 @@
+"""`sessions by day group by landing_page`: how many visits there were, how long they lasted, how many bounced.
+
+A session is the events of one user with one session_id, inside the range. The events of a user stay in one order from
+the first subquery to the last, so that one sort serves numbering, grouping by session and telling users apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlglot import exp
+
+from heap_compiler import syntax
+from heap_compiler.activity import bucket_of, of_users
+from heap_compiler.analysis import Analysis, ResultColumn
+from heap_compiler.bind import Binder
+from heap_compiler.bound import BoundEvent, GroupKey
+from heap_compiler.durations import each_of, interval, quantile, seconds
+from heap_compiler.groups import OTHER, fold_groups, group_key, group_values, join_user_values
+from heap_compiler.ranges import TimeRange, bucket_starts
+from heap_compiler.scan import EVENT_ORDER, distinct_events
+from heap_compiler.sql import (
+    all_of,
+    any_of,
+    cast,
+    column,
+    is_set,
+    join,
+    named,
+    number,
+    numbered_times,
+    select,
+    share,
+    subquery,
+    table_alias,
+    text,
+    with_ctes,
+)
+
+__all__ = ["ANALYSIS", "SessionsPlan"]
+
+_ROW = (
+    ResultColumn("bucket", "timestamptz"),
+    ResultColumn("group_key", "text"),
+    ResultColumn("sessions", "bigint"),
+    ResultColumn("users", "bigint"),
+    ResultColumn("events_per_session", "numeric"),
+    ResultColumn("average_duration", "interval"),
+    ResultColumn("median_duration", "interval"),
+    ResultColumn("bounce_rate", "numeric"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionsPlan:
+    """Bound sessions. `event` is any, with the statement's `where`; `buckets` is empty without `by`."""
+
+    schema: str
+    event: BoundEvent
+    read: TimeRange
+    buckets: tuple[datetime, ...]
+    users: exp.Query | None
+    group_keys: tuple[GroupKey, ...]
+    top: int | None
+
+
+def bind_sessions(statement: syntax.AnalysisStatement, binder: Binder) -> SessionsPlan:
+    """Raises HeapError: a part that cannot be bound, `top` without groups."""
+    by = binder.clause(syntax.By)
+    zone = binder.catalog.time_zone
+    buckets = [] if by is None else bucket_starts(binder.time_range, by.unit, zone, by.span)
+    return SessionsPlan(
+        schema=binder.catalog.schema,
+        event=binder.event(syntax.AnyEvent(span=statement.span), "any"),
+        read=binder.time_range,
+        buckets=tuple(buckets),
+        users=binder.users,
+        group_keys=binder.session_group_keys,
+        top=binder.top,
+    )
+
+
+def lower_sessions(plan: SessionsPlan) -> exp.Query:
+    """One row per bucket and group."""
+    ctes: list[tuple[str, exp.Query]] = []
+    if plan.top is not None:
+        ctes.append(("top_groups", _top_groups(plan, plan.top)))
+    ctes.append(("counted", _counted(plan)))
+    buckets = numbered_times(plan.buckets or (plan.read.start,), "buckets", time="bucket", number="bucket_number")
+    same = [exp.EQ(this=column("bucket_number", "counted"), expression=column("bucket_number", "buckets"))]
+    groups: exp.Expr = cast(exp.Null(), "text[]")
+    joins: list[exp.Join] = []
+    order: list[exp.Expr] = [column("bucket_number", "buckets")]
+    if plan.group_keys:
+        ctes.append(("shown_groups", select([column("group_values")], "counted", distinct=True)))
+        groups = column("group_values", "shown_groups")
+        joins.append(join(exp.table_("shown_groups"), kind="CROSS"))
+        same.append(exp.EQ(this=column("group_values", "counted"), expression=groups.copy()))
+        is_other = exp.EQ(this=groups.copy(), expression=OTHER.copy())
+        order += [*([is_other] if plan.top is not None else []), groups.copy()]
+    joins += [join(exp.table_("counted"), same, kind="LEFT"), join(_durations(), kind="CROSS")]
+    sessions = exp.Coalesce(this=column("sessions", "counted"), expressions=[number(0)])
+    users = exp.Coalesce(this=column("users", "counted"), expressions=[number(0)])
+    query = select(
+        [
+            named(column("bucket", "buckets") if plan.buckets else cast(exp.Null(), "timestamptz"), "bucket"),
+            named(group_key(plan.group_keys, groups, has_other=plan.top is not None), "group_key"),
+            named(cast(sessions, "bigint"), "sessions"),
+            named(cast(users, "bigint"), "users"),
+            named(share(column("events", "counted"), column("sessions", "counted")), "events_per_session"),
+            named(interval(column("average_seconds", "durations")), "average_duration"),
+            named(interval(column("median_seconds", "durations")), "median_duration"),
+            named(share(column("bounces", "counted"), column("sessions", "counted")), "bounce_rate"),
+        ],
+        buckets,
+        joins=joins,
+        order_by=order,
+    )
+    return with_ctes(query, ctes)
+
+
+def _durations() -> exp.Lateral:
+    """Mean and median of a row's durations; one row also where there are none."""
+    each = [exp.Avg(this=column("second")), quantile("0.5", column("second"))]
+    measured = select(each, each_of(column("seconds", "counted"), "second"))
+    return exp.Lateral(
+        this=exp.Subquery(this=measured), alias=table_alias("durations", "average_seconds", "median_seconds")
+    )
+
+
+def _top_groups(plan: SessionsPlan, top: int) -> exp.Select:
+    """The groups with the most sessions in the whole range."""
+    whole = select(
+        [named(group_values(plan.group_keys), "group_values"), named(exp.Count(this=exp.Star()), "sessions")],
+        subquery(_visits(plan), "visits"),
+        group_by=[column(name) for name in _groups(plan)],
+    )
+    most = exp.Ordered(this=column("sessions"), desc=True, nulls_first=False)
+    return select(
+        [column("group_values")],
+        subquery(whole, "whole_range"),
+        order_by=[most, column("group_values")],
+        limit=top,
+    )
+
+
+def _counted(plan: SessionsPlan) -> exp.Query:
+    """Per bucket and group: sessions, users, events, bounces and every duration."""
+    visits, groups = _visits(plan), _groups(plan)
+    if plan.top is not None:
+        visits, groups = fold_groups(plan.group_keys, visits), ["group_values"]
+    nth = exp.Window(
+        this=exp.RowNumber(), partition_by=[column(name) for name in ("user_id", "bucket_number", *groups)]
+    )
+    numbered = select([exp.Star(), named(nth, "nth_of_user")], subquery(visits, "visits"))
+    is_first = exp.EQ(this=column("nth_of_user"), expression=number(1))
+    is_bounce = any_of([exp.EQ(this=column(name), expression=number(1)) for name in ("pageviews", "events")])
+    shown: list[exp.Expr] = [column("group_values")]
+    if plan.top is None:
+        shown = [named(group_values(plan.group_keys), "group_values")] if plan.group_keys else []
+    return select(
+        [
+            column("bucket_number"),
+            *shown,
+            named(exp.Count(this=exp.Star()), "sessions"),
+            named(_count_where(is_first), "users"),
+            named(exp.Sum(this=column("events")), "events"),
+            named(_count_where(is_bounce), "bounces"),
+            named(exp.ArrayAgg(this=column("seconds")), "seconds"),
+        ],
+        subquery(numbered, "numbered_visits"),
+        group_by=[column(name) for name in ("bucket_number", *groups)],
+    )
+
+
+def _groups(plan: SessionsPlan) -> list[str]:
+    return [f"group_{position}" for position in range(1, len(plan.group_keys) + 1)]
+
+
+def _visits(plan: SessionsPlan) -> exp.Query:
+    """One row per session."""
+    group_columns = {
+        f"group_{position}": exp.Filter(
+            this=exp.Max(this=column(f"group_{position}")), expression=exp.Where(this=_gives_group(key))
+        )
+        for position, key in enumerate(plan.group_keys, start=1)
+        if not key.of_user
+    }
+    start, end = exp.Min(this=column("time")), exp.Max(this=column("time"))
+    columns: dict[str, exp.Expr] = {
+        "user_id": column("user_id"),
+        "bucket_number": bucket_of(plan.buckets, start) if plan.buckets else number(1),
+        "events": exp.Count(this=exp.Star()),
+        "pageviews": _count_where(column("is_pageview")),
+        "seconds": seconds(start.copy(), end),
+        **group_columns,
+    }
+    visits = select(
+        [named(value, name) for name, value in columns.items()],
+        subquery(_events(plan), "events"),
+        group_by=[column("user_id"), column("session_id")],
+    )
+    return join_user_values(plan.schema, plan.group_keys, visits, list(columns))
+
+
+def _gives_group(key: GroupKey) -> exp.Expr:
+    """The one event of a session whose value is the session's."""
+    if key.page is None:
+        return exp.EQ(this=column("event_number"), expression=number(1))
+    rest = {"entry": number(1), "exit": column("all_pageviews")}[key.page]
+    return all_of([column("is_pageview"), exp.EQ(this=column("pageview_number"), expression=rest)])
+
+
+def _events(plan: SessionsPlan) -> exp.Query:
+    """The events that belong to a session. Where a group is read off one of them, they are numbered in it."""
+    event_keys = {position: key for position, key in enumerate(plan.group_keys, start=1) if not key.of_user}
+    values = {f"group_{position}": key.value for position, key in event_keys.items()}
+    is_pageview = exp.EQ(this=column("type"), expression=text("pageview"))
+    columns = {
+        **{name: column(name) for name in (*EVENT_ORDER, "session_id")},
+        "is_pageview": is_pageview,
+        **values,
+    }
+    in_session = [is_set(column("session_id")), *of_users(plan.users)]
+    events = distinct_events(plan.schema, plan.event, plan.read, columns, alias="session_events", extra=in_session)
+    pages = {key.page for key in event_keys.values()}
+    if not pages:
+        return events
+    numbers = []
+    if None in pages:
+        numbers.append(named(_over_session(exp.RowNumber(), ordered=True), "event_number"))
+    if pages - {None}:
+        numbers.append(named(_over_session(_count_where(column("is_pageview")), ordered=True), "pageview_number"))
+    if "exit" in pages:
+        numbers.append(named(_over_session(_count_where(column("is_pageview")), ordered=False), "all_pageviews"))
+    return select([exp.Star(), *numbers], subquery(events, "session_event"))
+
+
+def _over_session(aggregate: exp.Expr, *, ordered: bool) -> exp.Window:
+    order = exp.Order(expressions=[column("time"), column("event_id")]) if ordered else None
+    return exp.Window(this=aggregate, partition_by=[column("user_id"), column("session_id")], order=order)
+
+
+def _count_where(condition: exp.Expr) -> exp.Expr:
+    return exp.Filter(this=exp.Count(this=exp.Star()), expression=exp.Where(this=condition))
+
+
+def sessions_sources(plan: SessionsPlan) -> dict[str, str]:
+    """The name of the one scan."""
+    return {"session_events": plan.event.name}
+
+
+ANALYSIS = Analysis(
+    keyword="sessions",
+    clauses=(syntax.By, syntax.GroupBy, syntax.Top),
+    row=_ROW,
+    bind=bind_sessions,
+    lower=lower_sessions,
+    sources=sessions_sources,
+)
