@@ -202,6 +202,7 @@ class Binder:
 
 
 _KEYWORDS = {
+    syntax.EndsAt: "to",
     syntax.FirstTime: "first time",
     syntax.Follow: "for",
     syntax.ForUsersIn: "for users",
@@ -209,6 +210,8 @@ _KEYWORDS = {
     syntax.GroupBy: "group by",
     syntax.InAnyOrder: "in any order",
     syntax.Over: "range",
+    syntax.StartsFrom: "from",
+    syntax.Steps: "for ... steps",
     syntax.StrictlyInOrder: "strictly in order",
 }
 

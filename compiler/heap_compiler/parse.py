@@ -186,6 +186,10 @@ def _unquote(token: str) -> str:
     return token[1:-1].replace(quote * 2, quote)
 
 
+def _is_string(token: Token) -> bool:
+    return token.type == "STRING"
+
+
 def _number(token: Token) -> Decimal:
     """A number every PostgreSQL numeric operation can take: at most 300 digits on either side of the point."""
     number = Decimal(str(token)) if len(token) <= 100 else None
@@ -287,7 +291,7 @@ class _TreeBuilder(Transformer[Token, Any]):
         )
 
     def label(self, _: Meta, children: list[Token]) -> str:
-        return _unquote(children[0]) if children[0].type == "STRING" else str(children[0])
+        return str(children[0]) if children[0].type == "WORD" else _unquote(children[0])
 
     # Clauses
 
@@ -369,6 +373,15 @@ class _TreeBuilder(Transformer[Token, Any]):
 
     def counting(self, meta: Meta, children: list[Token]) -> syntax.Counting:
         return syntax.Counting(span=_span(meta), unit=str(children[0]).lower())  # type: ignore[arg-type]
+
+    def steps(self, meta: Meta, children: list[Token]) -> syntax.Steps:
+        return syntax.Steps(span=_span(meta), count=_count(children[0]))
+
+    def starts_from(self, meta: Meta, children: list[Token]) -> syntax.StartsFrom:
+        return syntax.StartsFrom(span=_span(meta), name=self.label(meta, children), is_value=_is_string(children[0]))
+
+    def ends_at(self, meta: Meta, children: list[Token]) -> syntax.EndsAt:
+        return syntax.EndsAt(span=_span(meta), name=self.label(meta, children), is_value=_is_string(children[0]))
 
     def duration(self, meta: Meta, children: list[Token]) -> syntax.Duration:
         return syntax.Duration(span=_span(meta), count=_count(children[0]), unit=_unit(children[1]))

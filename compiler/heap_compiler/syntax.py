@@ -32,6 +32,7 @@ __all__ = [
     "DropSegment",
     "Duration",
     "ElementMatches",
+    "EndsAt",
     "Event",
     "Filtered",
     "FirstAfter",
@@ -60,8 +61,10 @@ __all__ = [
     "Rolling",
     "Sample",
     "Series",
+    "StartsFrom",
     "Statement",
     "Step",
+    "Steps",
     "StrictlyInOrder",
     "TextTest",
     "Top",
@@ -341,6 +344,27 @@ class Reaching(Clause):
 
 class Limit(Clause):
     count: int
+
+
+class Steps(Clause):
+    """`for 5 steps`: how far paths are followed."""
+
+    count: int
+
+
+class NodeName(Clause):
+    """The name of a node of paths; `is_value`: a string, so the value of a property, not the name of an event."""
+
+    name: str
+    is_value: bool
+
+
+class StartsFrom(NodeName):
+    """`from '/'`"""
+
+
+class EndsAt(NodeName):
+    """`to "Purchase"`"""
 
 
 # Statements

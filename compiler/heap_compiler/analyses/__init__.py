@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from heap_compiler.analyses import funnel, lifecycle, retention, stickiness, trend, users
+from heap_compiler.analyses import funnel, lifecycle, paths, retention, stickiness, trend, users
 from heap_compiler.analysis import Analysis
 
 __all__ = ["ANALYSES"]
@@ -16,4 +16,5 @@ ANALYSES: tuple[Analysis[Any], ...] = (
     lifecycle.ANALYSIS,
     stickiness.ANALYSIS,
     users.ANALYSIS,
+    paths.ANALYSIS,
 )
