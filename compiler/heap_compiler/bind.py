@@ -213,6 +213,8 @@ _KEYWORDS = {
     syntax.StartsFrom: "from",
     syntax.Steps: "for ... steps",
     syntax.StrictlyInOrder: "strictly in order",
+    syntax.Touches: "from",
+    syntax.TouchModel: "by",
 }
 
 

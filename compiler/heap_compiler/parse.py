@@ -111,6 +111,7 @@ _TERMINAL_NAMES = {
     "LSQB": "[",
     "RSQB": "]",
     "COMPARE": "a comparison such as =",
+    "MODEL": "first, last, linear or position",
     "AGGREGATE": "an aggregate such as sum(amount)",
     "USER_DOT": "a user property such as user.plan",
     "LPAR": "(",
@@ -156,7 +157,8 @@ def _syntax_error(text: str, unexpected: UnexpectedInput) -> HeapError:
     expected = [name for name in others if name] + sorted(keywords)
     found = f"unexpected {word}" if word else "the statement ends too early"
     units = get_args(syntax.Unit) if "UNIT" in accepted else ()
-    close = nearest(word, {*keywords, *units}) if word else None
+    models = get_args(syntax.Model) if "MODEL" in accepted else ()
+    close = nearest(word, {*keywords, *units, *models}) if word else None
     if close is not None:
         return HeapError(found, span, f"did you mean {close}?", sqlstate="42601")
     hint = f"expected {_either(expected)}" if expected else None
@@ -382,6 +384,12 @@ class _TreeBuilder(Transformer[Token, Any]):
 
     def ends_at(self, meta: Meta, children: list[Token]) -> syntax.EndsAt:
         return syntax.EndsAt(span=_span(meta), name=self.label(meta, children), is_value=_is_string(children[0]))
+
+    def touch_model(self, meta: Meta, children: list[Any]) -> syntax.TouchModel:
+        return syntax.TouchModel(span=_span(meta), model=str(children[0]).lower())  # type: ignore[arg-type]
+
+    def touches(self, meta: Meta, children: list[Any]) -> syntax.Touches:
+        return syntax.Touches(span=_span(meta), event=children[0])
 
     def duration(self, meta: Meta, children: list[Token]) -> syntax.Duration:
         return syntax.Duration(span=_span(meta), count=_count(children[0]), unit=_unit(children[1]))

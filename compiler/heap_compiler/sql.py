@@ -83,7 +83,8 @@ def _utc(value: datetime) -> str:
 def elapsed(value: timedelta) -> exp.Expr:
     """An interval constant in hours: arithmetic with days in it is several times slower in PostgreSQL."""
     seconds = value.days * 86_400 + value.seconds
-    written = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+    fraction = f".{value.microseconds:06d}" if value.microseconds else ""
+    written = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}{fraction}"
     return cast(text(written), "interval")
 
 

@@ -49,6 +49,7 @@ __all__ = [
     "Limit",
     "Measure",
     "Members",
+    "Model",
     "Node",
     "Not",
     "Or",
@@ -68,6 +69,8 @@ __all__ = [
     "StrictlyInOrder",
     "TextTest",
     "Top",
+    "TouchModel",
+    "Touches",
     "Unit",
     "Value",
     "Where",
@@ -350,6 +353,21 @@ class Steps(Clause):
     """`for 5 steps`: how far paths are followed."""
 
     count: int
+
+
+Model = Literal["first", "last", "linear", "position"]
+
+
+class TouchModel(Clause):
+    """`by first touch`: which touches of a conversion are credited with it."""
+
+    model: Model
+
+
+class Touches(Clause):
+    """`from E`: the events that can be touches."""
+
+    event: Event
 
 
 class NodeName(Clause):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from heap_compiler.analyses import funnel, lifecycle, paths, retention, stickiness, trend, users
+from heap_compiler.analyses import attribution, funnel, lifecycle, paths, retention, stickiness, trend, users
 from heap_compiler.analysis import Analysis
 
 __all__ = ["ANALYSES"]
@@ -17,4 +17,5 @@ ANALYSES: tuple[Analysis[Any], ...] = (
     stickiness.ANALYSIS,
     users.ANALYSIS,
     paths.ANALYSIS,
+    attribution.ANALYSIS,
 )
