@@ -202,7 +202,9 @@ class Binder:
 
 
 _KEYWORDS = {
+    syntax.AtLeastUsers: "at least",
     syntax.EndsAt: "to",
+    syntax.Factors: "with",
     syntax.FirstTime: "first time",
     syntax.Follow: "for",
     syntax.ForUsersIn: "for users",

@@ -385,6 +385,12 @@ class _TreeBuilder(Transformer[Token, Any]):
     def ends_at(self, meta: Meta, children: list[Token]) -> syntax.EndsAt:
         return syntax.EndsAt(span=_span(meta), name=self.label(meta, children), is_value=_is_string(children[0]))
 
+    def factors(self, meta: Meta, children: list[Any]) -> syntax.Factors:
+        return syntax.Factors(span=_span(meta), factors=tuple(children))
+
+    def at_least_users(self, meta: Meta, children: list[Token]) -> syntax.AtLeastUsers:
+        return syntax.AtLeastUsers(span=_span(meta), count=_count(children[0]))
+
     def touch_model(self, meta: Meta, children: list[Any]) -> syntax.TouchModel:
         return syntax.TouchModel(span=_span(meta), model=str(children[0]).lower())  # type: ignore[arg-type]
 

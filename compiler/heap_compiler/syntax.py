@@ -18,6 +18,7 @@ __all__ = [
     "And",
     "AnyEvent",
     "AnyOf",
+    "AtLeastUsers",
     "Between",
     "By",
     "Clause",
@@ -34,6 +35,7 @@ __all__ = [
     "ElementMatches",
     "EndsAt",
     "Event",
+    "Factors",
     "Filtered",
     "FirstAfter",
     "FirstTime",
@@ -355,6 +357,12 @@ class Steps(Clause):
     count: int
 
 
+class AtLeastUsers(Clause):
+    """`at least 30 users`: values of fewer are left out."""
+
+    count: int
+
+
 Model = Literal["first", "last", "linear", "position"]
 
 
@@ -446,6 +454,12 @@ class Step(Node):
     label: str | None
     within: Duration | None = None
     optional: bool = False
+
+
+class Factors(Clause):
+    """`with country, "Clicked help"`: properties, and events as steps."""
+
+    factors: tuple[Property | Step, ...]
 
 
 class AnalysisStatement(Statement):

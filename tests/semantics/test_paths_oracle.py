@@ -203,7 +203,16 @@ def test_paths_across_events_equal_the_naive_ones(asked: psycopg.Connection[Any]
 def test_what_comes_in_goes_out_and_repeats_keep_a_path_going(asked: psycopg.Connection[Any]) -> None:
     """Two paths of one user and one of another: / (again 20 minutes later) -> /a -> end, and / -> end."""
     at = datetime(2025, 11, 1, tzinfo=UTC)
-    visits = [(1, 0, "/"), (1, 20, "/"), (1, 40, "/a"), (1, 80, "/"), (2, 0, "/"), (2, 1, "/a"), (2, 2, "/"), (3, 0, "/b")]
+    visits = [
+        (1, 0, "/"),
+        (1, 20, "/"),
+        (1, 40, "/a"),
+        (1, 80, "/"),
+        (2, 0, "/"),
+        (2, 1, "/a"),
+        (2, 2, "/"),
+        (3, 0, "/b"),
+    ]
     insert(asked, APP, [
         Event(user, at + timedelta(minutes=minute), number, "pageview", None,
               {"path": path, "target_text": None, "hierarchy": None, "country": None})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from heap_compiler.analyses import attribution, funnel, lifecycle, paths, retention, stickiness, trend, users
+from heap_compiler.analyses import attribution, correlate, funnel, lifecycle, paths, retention, stickiness, trend, users
 from heap_compiler.analysis import Analysis
 
 __all__ = ["ANALYSES"]
@@ -18,4 +18,5 @@ ANALYSES: tuple[Analysis[Any], ...] = (
     users.ANALYSIS,
     paths.ANALYSIS,
     attribution.ANALYSIS,
+    correlate.ANALYSIS,
 )
