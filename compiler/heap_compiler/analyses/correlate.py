@@ -115,7 +115,8 @@ def lower_correlate(plan: CorrelatePlan) -> exp.Query:
     ctes = user_chains(plan.sequence, entries=bool(at_entry))
     if at_entry:
         ctes.append(("entries", entry_values(plan.sequence, at_entry)))
-    ctes += [("observed", _observed(plan)), ("counted", _counted(plan)), ("tables", _tables())]
+    ctes += [("entered", _entered(plan)), ("observed", _observed(plan))]
+    ctes += [("counted", _counted(plan)), ("tables", _tables())]
     names = exp.paren(text_array(text(factor.name) for factor in plan.factors))
     factor = exp.Bracket(this=names, expressions=[column("factor")], offset=1)
     strength = function("abs", function("ln", function("greatest", column("odds_ratio"), exp.Literal.number("1e-8"))))
@@ -132,33 +133,46 @@ def lower_correlate(plan: CorrelatePlan) -> exp.Query:
     return with_ctes(query, ctes)
 
 
-def _observed(plan: CorrelatePlan) -> exp.Select:
-    """Everybody who entered: whether they converted, their values at entry and which of the events they did."""
-    last = len(plan.sequence.steps)
-    joins: list[exp.Join] = []
-    keys = [column("user_id", "chains"), column(f"time_{last}")]
-    if plan.events:
-        joins.append(join(subquery(_done(plan), "done"), _on_the_way(plan), kind="LEFT"))
-    properties = plan.properties
-    if any(not key.of_user for key in properties):
-        same_entry = exp.EQ(this=column("entry", "entries"), expression=column("entry", "chains"))
-        joins.append(join(exp.table_("entries"), [_same_user("entries"), same_entry]))
-    if any(key.of_user for key in properties):
-        users = user_values(plan.sequence.schema, properties)
-        joins.append(join(subquery(users, "known_users"), [_same_user("known_users")], kind="LEFT"))
-    groups = [column(f"group_{index}") for index in range(1, len(properties) + 1)]
+def _entered(plan: CorrelatePlan) -> exp.Select:
+    """Everybody who entered: whether they converted, and which of the events they did on the way."""
+    end = column(f"time_{len(plan.sequence.steps)}")
+    own = [column("user_id", "chains"), *([column("entry")] if _asks_entries(plan) else [])]
+    converted = named(is_set(end), "converted")
+    where = of_users(plan.users, "chains")
+    if not plan.events:
+        return select([*own, converted], "chains", where=where)
     done = [
-        named(
-            exp.Coalesce(this=function("bool_or", _is(column("event"), index)), expressions=[FALSE.copy()]),
-            f"done_{index}",
-        )
-        for index in range(1, len(plan.events) + 1)
+        named(exp.Coalesce(this=function("bool_or", _is(column("event"), index)), expressions=[FALSE.copy()]), name)
+        for index, name in enumerate(_event_columns(plan), start=1)
     ]
-    converted = named(is_set(column(f"time_{last}")), "converted")
-    group_by = [*keys, *groups] if plan.events else []
     return select(
-        [converted, *groups, *done], "chains", joins=joins, where=of_users(plan.users, "chains"), group_by=group_by
+        [*own, converted, *done],
+        "chains",
+        joins=[join(subquery(_done(plan), "done"), _on_the_way(plan), kind="LEFT")],
+        where=where,
+        group_by=[*own, end],
     )
+
+
+def _asks_entries(plan: CorrelatePlan) -> bool:
+    return any(not key.of_user for key in plan.properties)
+
+
+def _event_columns(plan: CorrelatePlan) -> list[str]:
+    return [f"done_{index}" for index in range(1, len(plan.events) + 1)]
+
+
+def _observed(plan: CorrelatePlan) -> exp.Select:
+    """Everybody who entered, with the values of all factors."""
+    joins: list[exp.Join] = []
+    if _asks_entries(plan):
+        same_entry = exp.EQ(this=column("entry", "entries"), expression=column("entry", "entered"))
+        joins.append(join(exp.table_("entries"), [_same_user("entries", "entered"), same_entry]))
+    if any(key.of_user for key in plan.properties):
+        users = user_values(plan.sequence.schema, plan.properties)
+        joins.append(join(subquery(users, "known_users"), [_same_user("known_users", "entered")], kind="LEFT"))
+    groups = [f"group_{index}" for index in range(1, len(plan.properties) + 1)]
+    return select([column(name) for name in ("converted", *groups, *_event_columns(plan))], "entered", joins=joins)
 
 
 def _done(plan: CorrelatePlan) -> exp.Query:
@@ -179,7 +193,7 @@ def _on_the_way(plan: CorrelatePlan) -> list[exp.Expr]:
     before = exp.LT(this=time, expression=end)
     inside = all_of([exp.Is(this=end.copy(), expression=exp.Null()), exp.LTE(this=time.copy(), expression=reach)])
     after = exp.GT(this=time.copy(), expression=column("time_1", "chains"))
-    return [_same_user("done"), after, exp.paren(exp.or_(before, exp.paren(inside), copy=False))]
+    return [_same_user("done", "chains"), after, exp.paren(exp.or_(before, exp.paren(inside), copy=False))]
 
 
 def _counted(plan: CorrelatePlan) -> exp.Select:
@@ -289,8 +303,8 @@ def _is(value: exp.Expr, constant: int) -> exp.Expr:
     return exp.EQ(this=value, expression=number(constant))
 
 
-def _same_user(table: str) -> exp.Expr:
-    return exp.EQ(this=column("user_id", table), expression=column("user_id", "chains"))
+def _same_user(table: str, other: str) -> exp.Expr:
+    return exp.EQ(this=column("user_id", table), expression=column("user_id", other))
 
 
 def correlate_sources(plan: CorrelatePlan) -> dict[str, str]:
