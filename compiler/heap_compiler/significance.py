@@ -12,7 +12,7 @@ from sqlglot import exp
 
 from heap_compiler.sql import cast, column, function, named, number, select, share, subquery, table_alias
 
-__all__ = ["odds_ratio", "with_p_values"]
+__all__ = ["COMPUTED_ONCE", "odds_ratio", "p_values"]
 
 _CELLS = ("converted", "not_converted", "others_converted", "others_not_converted")
 
@@ -25,6 +25,9 @@ _ERFC = (
 )  # fmt: skip
 """A Chebyshev fit of erfc whose relative error is below 1.2e-7 everywhere: W. H. Press et al., Numerical Recipes in C,
 second edition (1992), section 6.2, `erfcc`."""
+
+COMPUTED_ONCE = frozenset({"deviations", "fits", "tested"})
+"""Queries of `p_values` to materialize: PostgreSQL would else compute a column of theirs wherever it is named."""
 
 _SMALLEST_EXPONENT = -700
 """Of e in a double; PostgreSQL makes anything smaller an error."""
@@ -50,23 +53,23 @@ def _ratio_of_products(yes: exp.Expr, no: exp.Expr, others_yes: exp.Expr, others
     return share(yes * others_no, no * others_yes)
 
 
-def with_p_values(tables: exp.Query) -> exp.Select:
-    """The rows with `p_value`: two-sided, of chi-squared with Yates's correction, or where few are expected in a cell
-    of Fisher's exact test, which the corrected one approximates."""
-    margins = select(
-        [exp.Star(), *(named(value, name) for name, value in _margins().items())], subquery(tables, "cells")
-    )
-    fewest = function("least", column("having_it"), column("others")) * function(
-        "least", column("all_converted"), column("all_not_converted")
-    )
+def p_values(tables: str) -> list[tuple[str, exp.Query]]:
+    """The named queries that end in `tested`: the rows of `tables` with `p_value`, two-sided.
+
+    It is that of chi-squared with Yates's correction; where few are expected in a cell, of Fisher's exact test, which
+    the corrected one approximates.
+    """
+    margins = select([exp.Star(), *(named(value, name) for name, value in _margins().items())], tables)
+    fewest_users = function("least", column("having_it"), column("others"))
+    fewest = fewest_users * function("least", column("all_converted"), column("all_not_converted"))
     few = exp.LT(this=fewest, expression=column("everybody") * number(_LEAST_EXPECTED))
-    deviating = select([exp.Star(), named(few, "few"), named(_deviation(), "deviation")], subquery(margins, "margins"))
-    fit = exp.Div(
-        this=cast(number(1), "double precision"), expression=exp.paren(column("deviation") / number(2) + number(1))
-    )
-    fitted = select([exp.Star(), named(fit, "fit")], subquery(deviating, "deviating"))
-    p_value = exp.Case(ifs=[exp.If(this=column("few"), true=_fisher("tested"))], default=_erfc())
-    return select([exp.Star(), named(p_value, "p_value")], subquery(fitted, "tested"))
+    deviations = select([exp.Star(), named(few, "few"), named(_deviation(), "deviation")], "margins")
+    width = exp.paren(column("deviation") / number(2) + number(1))
+    fit = exp.Div(this=cast(number(1), "double precision"), expression=width)
+    fits = select([exp.Star(), named(fit, "fit")], "deviations")
+    p_value = exp.Case(ifs=[exp.If(this=column("few"), true=_fisher("fits"))], default=_erfc())
+    tested = select([exp.Star(), named(p_value, "p_value")], "fits")
+    return [("margins", margins), ("deviations", deviations), ("fits", fits), ("tested", tested)]
 
 
 def _margins() -> dict[str, exp.Expr]:

@@ -18,6 +18,10 @@ _STATEMENTS = [
     "define \"X\" as click where element matches 'form.a > b[c=\"d\"]:nth-child(2)' and not (path like 'a%' or path matches 'x+')",
     "trend count of any where property \"it's\" is not set and user.plan = 'pro' over last 3 weeks group by user.plan top 2",
     'drop event "Viewed"',
+    "paths of any by path from '/a' to '/b' for 3 steps within 5 minutes top 2 over from '2025-10-01' to '2025-10-31'",
+    'paths across "Viewed a", click as c, "Purchase" from c to "Purchase"',
+    'attribution of sum(amount) of "Purchase" to country, path by position touch from pageview within 3 days',
+    'correlate "Viewed a" -> "Purchase" with country, user.plan, "Viewed" where path = \'/a\', (click) as c at least 2 users',
 ]
 _PIECES = st.sampled_from(
     ["'", "''", '"', '""', "\\", ";", "--", "/*", "*/", "$$", "$1", "%s", "{}", "\x00", "\n", "\r", "\t", "é", "😀", "\u202e",

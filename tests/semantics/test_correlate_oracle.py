@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -30,27 +31,28 @@ _PROPERTIES: list[tuple[str, Callable[[Event], Any]]] = [
 
 
 def naive_correlation(
-    events: Sequence[Event], steps: Sequence[Test], window: timedelta, begin: datetime, end: datetime,
+    events: Sequence[Event], steps: Sequence[Test], rules: oracle.Rules,
     properties: Sequence[tuple[str, Callable[[Event], Any]]], done: Sequence[tuple[str, Test]], least: int,
 ) -> list[tuple[Any, ...]]:  # fmt: skip
     """Rows of factor, value, converted, not converted and p-value; or factor, None and how many values are left out."""
     entered: list[tuple[bool, dict[str, Any]]] = []
     for user in {event.user_id for event in events}:
         own = [event for event in events if event.user_id == user]
-        chain = oracle.user_chain(own, steps, window, begin, end)
-        if chain is None:
+        counted = list(oracle.counted_chains(own, steps, rules))
+        if not counted:
             continue
-        entry, last = chain.events[0], chain.events[-1]
-        converted = len(chain.events) == len(steps)
+        ((_, chain),) = counted
+        entry, last = chain[0], chain[-1]
+        assert entry is not None
         answers = {name: value(entry) for name, value in properties}
         for name, test in done:
             answers[name] = any(
                 test(event)
                 and event.time > entry.time
-                and (event.time < last.time if converted else event.time - entry.time <= window)
+                and (event.time < last.time if last is not None else event.time - entry.time <= rules.window)
                 for event in own
             )
-        entered.append((converted, answers))
+        entered.append((last is not None, answers))
     rows: list[tuple[Any, ...]] = []
     for name in [name for name, _ in (*properties, *done)]:
         left_out = 0
@@ -83,8 +85,21 @@ def test_correlations_equal_the_naive_ones(asked: psycopg.Connection[Any], data:
     named = [name for name, _ in properties] + [
         f"({text}) as '{name}'" for (text, _), (name, _) in zip(factors, done, strict=True)
     ]
+    rules, clause, arrow = oracle.Rules(window, begin, end), "", "->"
+    match data.draw(st.integers(0, 8)):
+        case 0:
+            rules, clause = replace(rules, strictly=True), "strictly in order"
+        case 1:
+            rules, clause = replace(rules, first_time=True), "first time"
+        case 2:
+            rules, clause = replace(rules, hold=lambda event: event.columns["path"]), "holding path"
+        case 3:
+            rules, arrow = replace(rules, optional=frozenset(range(2, len(steps) + 1))), "-> optional"
+        case 4:
+            forbidden, test = data.draw(events_of_language)
+            rules, clause = replace(rules, exclusions=((test, 1, len(steps)),)), f"without {forbidden}"
     statement = (
-        f"correlate {' -> '.join(text for text, _ in steps)} {within} {over} with {', '.join(named)}"
+        f"correlate {f' {arrow} '.join(text for text, _ in steps)} {within} {over} {clause} with {', '.join(named)}"
         f" at least {least} user{'s' * (least > 1)}"
     )
     try:
@@ -92,7 +107,7 @@ def test_correlations_equal_the_naive_ones(asked: psycopg.Connection[Any], data:
         rows = asked.execute("SELECT * FROM heap.correlate(%s)", (statement,)).fetchall()
     finally:
         asked.rollback()
-    expected = naive_correlation(events, [test for _, test in steps], window, begin, end, properties, done, least)
+    expected = naive_correlation(events, [test for _, test in steps], rules, properties, done, least)
     found = {(row[0], row[1], row[8] is None): row for row in rows}
     assert len(found) == len(rows) == len(expected), statement
     for name, value, table in expected:

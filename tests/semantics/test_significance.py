@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sqlglot import exp
 
-from heap_compiler.significance import odds_ratio, with_p_values
-from heap_compiler.sql import column, generate, named, number, select, subquery, table_alias
+from heap_compiler.significance import COMPUTED_ONCE, odds_ratio, p_values
+from heap_compiler.sql import column, generate, named, number, select, table_alias, with_ctes
 from heap_extension.cluster import Cluster
 from tests import significance as exact
 
@@ -25,10 +25,12 @@ def _ask(connection: psycopg.Connection[object], tables: Sequence[Table]) -> lis
     columns = [column("id"), *(named(exp.cast(column(name), "bigint"), name) for name in cells)]
     query = select(
         [column("p_value"), named(odds_ratio(), "odds_ratio")],
-        subquery(with_p_values(select(columns, values)), "tested"),
+        "tested",
         order_by=[column("id")],
     )
-    found = connection.execute(generate(query)).fetchall()  # type: ignore[arg-type]
+    found = connection.execute(
+        generate(with_ctes(query, [("given", select(columns, values)), *p_values("given")], materialized=COMPUTED_ONCE))
+    ).fetchall()  # type: ignore[arg-type]
     return [(p, None if odds is None else float(odds)) for p, odds in found]  # type: ignore[misc]
 
 

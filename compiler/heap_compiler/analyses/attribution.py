@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import cast as typing_cast
 
 from sqlglot import exp
@@ -21,7 +21,7 @@ from heap_compiler.bound import BoundEvent, GroupKey
 from heap_compiler.errors import HeapError
 from heap_compiler.groups import group_key, group_values
 from heap_compiler.predicates import number_of, property_text
-from heap_compiler.ranges import TimeRange, window
+from heap_compiler.ranges import BEGINNING, TimeRange, window
 from heap_compiler.scan import EVENT_ORDER, distinct_events, scans
 from heap_compiler.sql import (
     FALSE,
@@ -44,7 +44,6 @@ from heap_compiler.sql import (
 __all__ = ["ANALYSIS", "AttributionPlan"]
 
 _DEFAULT_WINDOW = timedelta(days=30)
-_BEGINNING = datetime(1, 1, 3, tzinfo=UTC)
 
 _ROW = (
     ResultColumn("group_key", "text"),
@@ -77,7 +76,7 @@ class AttributionPlan:
     @property
     def touched(self) -> TimeRange:
         """The instants touches are read from: up to a window before the first conversion."""
-        room = self.converted.start - _BEGINNING
+        room = self.converted.start - BEGINNING
         return TimeRange(self.converted.start - min(self.window, room), self.converted.end)
 
 

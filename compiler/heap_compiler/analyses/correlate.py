@@ -20,9 +20,9 @@ from heap_compiler.entries import entry_values
 from heap_compiler.errors import HeapError
 from heap_compiler.groups import user_values
 from heap_compiler.predicates import property_text
-from heap_compiler.scan import scans
+from heap_compiler.scan import EVENT_ORDER, distinct_events, scans
 from heap_compiler.sequence import Sequence
-from heap_compiler.significance import odds_ratio, with_p_values
+from heap_compiler.significance import COMPUTED_ONCE, odds_ratio, p_values
 from heap_compiler.sql import (
     FALSE,
     all_of,
@@ -111,18 +111,18 @@ def _factor(node: syntax.Property | syntax.Step, binder: Binder) -> Factor:
 
 def lower_correlate(plan: CorrelatePlan) -> exp.Query:
     """One row per factor and value, and one per factor of which values are left out."""
-    at_entry = {f"group_{index}": key.value for index, key in enumerate(plan.properties, start=1) if not key.of_user}
-    ctes = user_chains(plan.sequence, entries=bool(at_entry))
-    if at_entry:
-        ctes.append(("entries", entry_values(plan.sequence, at_entry)))
-    ctes += [("entered", _entered(plan)), ("observed", _observed(plan))]
-    ctes += [("counted", _counted(plan)), ("tables", _tables())]
+    ctes = user_chains(plan.sequence, entries=_asks_entries(plan))
+    if _asks_entries(plan):
+        ctes.append(("entries", _entries(plan)))
+    ctes += [("entered", _entered(plan)), ("observed", _observed(plan)), ("counted", _counted(plan))]
+    enough = select([exp.Star()], "tables", where=[_enough(plan)])
+    ctes += [("tables", _tables()), ("enough", enough), *p_values("enough")]
     names = exp.paren(text_array(text(factor.name) for factor in plan.factors))
     factor = exp.Bracket(this=names, expressions=[column("factor")], offset=1)
     strength = function("abs", function("ln", function("greatest", column("odds_ratio"), exp.Literal.number("1e-8"))))
     query = select(
         [named(factor, "factor"), *(column(name) for name in [result.name for result in _ROW[1:]])],
-        subquery(union_all([_tested(plan), _left_out(plan)]), "rows"),
+        subquery(union_all([_tested(), _left_out(plan)]), "rows"),
         order_by=[
             column("p"),
             exp.Ordered(this=strength, desc=True, nulls_first=False),
@@ -130,13 +130,34 @@ def lower_correlate(plan: CorrelatePlan) -> exp.Query:
             column("value"),
         ],
     )
-    return with_ctes(query, ctes)
+    return with_ctes(query, ctes, materialized=COMPUTED_ONCE)
+
+
+def _asks_entries(plan: CorrelatePlan) -> bool:
+    return any(not key.of_user for key in plan.properties)
+
+
+def _entry(plan: CorrelatePlan) -> dict[str, str]:
+    """What finds a chain's first event: columns of `chains`, and those of `entries` that they are equal to."""
+    return {"entry": "entry"} if plan.sequence.is_plain else {"time_1": "time", "event_id_1": "event_id"}
+
+
+def _entries(plan: CorrelatePlan) -> exp.Query:
+    """The events of step 1 with the properties' values."""
+    values = {f"group_{index}": key.value for index, key in enumerate(plan.properties, start=1) if not key.of_user}
+    sequence = plan.sequence
+    if sequence.is_plain:
+        return entry_values(sequence, values)
+    first = sequence.steps[0]
+    assert first.read is not None
+    columns = {**{name: column(name) for name in EVENT_ORDER}, **values}
+    return distinct_events(sequence.schema, first.event, first.read, columns, alias="entry")
 
 
 def _entered(plan: CorrelatePlan) -> exp.Select:
     """Everybody who entered: whether they converted, and which of the events they did on the way."""
-    end = column(f"time_{len(plan.sequence.steps)}")
-    own = [column("user_id", "chains"), *([column("entry")] if _asks_entries(plan) else [])]
+    end = column(f"time_{len(plan.sequence.steps)}", "chains")
+    own = [column("user_id", "chains"), *(column(name, "chains") for name in _entry(plan) if _asks_entries(plan))]
     converted = named(is_set(end), "converted")
     where = of_users(plan.users, "chains")
     if not plan.events:
@@ -154,10 +175,6 @@ def _entered(plan: CorrelatePlan) -> exp.Select:
     )
 
 
-def _asks_entries(plan: CorrelatePlan) -> bool:
-    return any(not key.of_user for key in plan.properties)
-
-
 def _event_columns(plan: CorrelatePlan) -> list[str]:
     return [f"done_{index}" for index in range(1, len(plan.events) + 1)]
 
@@ -166,8 +183,11 @@ def _observed(plan: CorrelatePlan) -> exp.Select:
     """Everybody who entered, with the values of all factors."""
     joins: list[exp.Join] = []
     if _asks_entries(plan):
-        same_entry = exp.EQ(this=column("entry", "entries"), expression=column("entry", "entered"))
-        joins.append(join(exp.table_("entries"), [_same_user("entries", "entered"), same_entry]))
+        same_entry = [
+            exp.EQ(this=column(name, "entries"), expression=column(own, "entered"))
+            for own, name in _entry(plan).items()
+        ]
+        joins.append(join(exp.table_("entries"), [_same_user("entries", "entered"), *same_entry]))
     if any(key.of_user for key in plan.properties):
         users = user_values(plan.sequence.schema, plan.properties)
         joins.append(join(subquery(users, "known_users"), [_same_user("known_users", "entered")], kind="LEFT"))
@@ -245,8 +265,7 @@ def _tables() -> exp.Select:
     )
 
 
-def _tested(plan: CorrelatePlan) -> exp.Select:
-    enough = select([exp.Star()], "tables", where=[_enough(plan)])
+def _tested() -> exp.Select:
     with_it, others = (
         [column(f"{prefix}{name}") for name in ("converted", "not_converted")] for prefix in ("", "others_")
     )
@@ -264,7 +283,7 @@ def _tested(plan: CorrelatePlan) -> exp.Select:
             named(cast(exp.Null(), "text"), "note"),
             named(column("p_value"), "p"),
         ],
-        subquery(with_p_values(enough), "tested"),
+        "tested",
     )
 
 
@@ -309,14 +328,14 @@ def _same_user(table: str, other: str) -> exp.Expr:
 
 def correlate_sources(plan: CorrelatePlan) -> dict[str, str]:
     """The names of the scans of the steps and of the events that are factors."""
-    steps = {f"step_{index}": step.event.name for index, step in enumerate(plan.sequence.steps, start=1)}
-    return steps | {f"factor_{index}": event.name for index, event in enumerate(plan.events, start=1)}
+    return plan.sequence.sources | {f"factor_{index}": event.name for index, event in enumerate(plan.events, start=1)}
 
 
 ANALYSIS = Analysis(
     keyword="correlate",
     clauses=(
-        syntax.Factors, syntax.AtLeastUsers, syntax.Within, syntax.Over, syntax.Where, syntax.ForUsersWhere,
+        syntax.Factors, syntax.AtLeastUsers, syntax.Within, syntax.StrictlyInOrder, syntax.Without, syntax.Holding,
+        syntax.FirstTime,
     ),
     row=_ROW,
     bind=bind_correlate,
