@@ -237,6 +237,9 @@ class Binder:
 _KEYWORDS = {
     syntax.AtLeast: "at least",
     syntax.Compared: "compared to previous period",
+    syntax.AtLeastUsers: "at least",
+    syntax.EndsAt: "to",
+    syntax.Factors: "with",
     syntax.FirstTime: "first time",
     syntax.Follow: "for",
     syntax.ForUsersIn: "for users",
@@ -244,8 +247,12 @@ _KEYWORDS = {
     syntax.GroupBy: "group by",
     syntax.InAnyOrder: "in any order",
     syntax.Over: "range",
+    syntax.StartsFrom: "from",
+    syntax.Steps: "for ... steps",
     syntax.StrictlyInOrder: "strictly in order",
     syntax.WithTotal: "with total",
+    syntax.Touches: "from",
+    syntax.TouchModel: "by",
 }
 
 

@@ -111,6 +111,7 @@ _TERMINAL_NAMES = {
     "LSQB": "[",
     "RSQB": "]",
     "COMPARE": "a comparison such as =",
+    "MODEL": "first, last, linear or position",
     "AGGREGATE": "an aggregate such as sum(amount)",
     "AGGREGATE_OF": "an aggregate over users such as median of count of any per user",
     "PLUS_OR_MINUS": "+ or -",
@@ -160,7 +161,8 @@ def _syntax_error(text: str, unexpected: UnexpectedInput) -> HeapError:
     expected = [name for name in others if name] + sorted(keywords)
     found = f"unexpected {word}" if word else "the statement ends too early"
     units = get_args(syntax.Unit) if "UNIT" in accepted else ()
-    close = nearest(word, {*keywords, *units}) if word else None
+    models = get_args(syntax.Model) if "MODEL" in accepted else ()
+    close = nearest(word, {*keywords, *units, *models}) if word else None
     if close is not None:
         return HeapError(found, span, f"did you mean {close}?", sqlstate="42601")
     hint = f"expected {_either(expected)}" if expected else None
@@ -188,6 +190,10 @@ def _word_at(text: str, start: int) -> str:
 def _unquote(token: str) -> str:
     quote = token[0]
     return token[1:-1].replace(quote * 2, quote)
+
+
+def _is_string(token: Token) -> bool:
+    return token.type == "STRING"
 
 
 def _number(token: Token) -> Decimal:
@@ -302,7 +308,7 @@ class _TreeBuilder(Transformer[Token, Any]):
         )
 
     def label(self, _: Meta, children: list[Token]) -> str:
-        return _unquote(children[0]) if children[0].type == "STRING" else str(children[0])
+        return str(children[0]) if children[0].type == "WORD" else _unquote(children[0])
 
     # Clauses
 
@@ -417,6 +423,27 @@ class _TreeBuilder(Transformer[Token, Any]):
 
     def bins_between(self, meta: Meta, children: list[Any]) -> syntax.Bins:
         return syntax.Bins(span=_span(meta), width=None, edges=tuple(children))
+
+    def steps(self, meta: Meta, children: list[Token]) -> syntax.Steps:
+        return syntax.Steps(span=_span(meta), count=_count(children[0]))
+
+    def starts_from(self, meta: Meta, children: list[Token]) -> syntax.StartsFrom:
+        return syntax.StartsFrom(span=_span(meta), name=self.label(meta, children), is_value=_is_string(children[0]))
+
+    def ends_at(self, meta: Meta, children: list[Token]) -> syntax.EndsAt:
+        return syntax.EndsAt(span=_span(meta), name=self.label(meta, children), is_value=_is_string(children[0]))
+
+    def factors(self, meta: Meta, children: list[Any]) -> syntax.Factors:
+        return syntax.Factors(span=_span(meta), factors=tuple(children))
+
+    def at_least_users(self, meta: Meta, children: list[Token]) -> syntax.AtLeastUsers:
+        return syntax.AtLeastUsers(span=_span(meta), count=_count(children[0]))
+
+    def touch_model(self, meta: Meta, children: list[Any]) -> syntax.TouchModel:
+        return syntax.TouchModel(span=_span(meta), model=str(children[0]).lower())  # type: ignore[arg-type]
+
+    def touches(self, meta: Meta, children: list[Any]) -> syntax.Touches:
+        return syntax.Touches(span=_span(meta), event=children[0])
 
     def duration(self, meta: Meta, children: list[Token]) -> syntax.Duration:
         return syntax.Duration(span=_span(meta), count=_count(children[0]), unit=_unit(children[1]))

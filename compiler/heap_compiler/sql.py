@@ -3,7 +3,7 @@ quoted literal or a quoted name, never as SQL."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cache
@@ -84,7 +84,8 @@ def _utc(value: datetime) -> str:
 def elapsed(value: timedelta) -> exp.Expr:
     """An interval constant in hours: arithmetic with days in it is several times slower in PostgreSQL."""
     seconds = value.days * 86_400 + value.seconds
-    written = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+    fraction = f".{value.microseconds:06d}" if value.microseconds else ""
+    written = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}{fraction}"
     return cast(text(written), "interval")
 
 
@@ -258,9 +259,14 @@ def select(
     return query
 
 
-def with_ctes(query: exp.Select, ctes: Iterable[tuple[str, exp.Query]]) -> exp.Select:
+def with_ctes(
+    query: exp.Select, ctes: Iterable[tuple[str, exp.Query]], *, materialized: Collection[str] = ()
+) -> exp.Select:
     """The query with the named queries in front of it."""
-    named_queries = [exp.CTE(this=cte, alias=table_alias(name)) for name, cte in ctes]
+    named_queries = [
+        exp.CTE(this=cte, alias=table_alias(name), materialized=True if name in materialized else None)
+        for name, cte in ctes
+    ]
     query.set("with_", exp.With(expressions=named_queries))
     return query
 

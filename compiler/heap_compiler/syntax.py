@@ -20,6 +20,7 @@ __all__ = [
     "AnyOf",
     "Arithmetic",
     "AtLeast",
+    "AtLeastUsers",
     "Between",
     "Bins",
     "Brackets",
@@ -38,7 +39,9 @@ __all__ = [
     "DropSegment",
     "Duration",
     "ElementMatches",
+    "EndsAt",
     "Event",
+    "Factors",
     "Filtered",
     "FirstAfter",
     "FirstTime",
@@ -55,6 +58,7 @@ __all__ = [
     "Limit",
     "Measure",
     "Members",
+    "Model",
     "Node",
     "Not",
     "Or",
@@ -69,12 +73,16 @@ __all__ = [
     "Rolling",
     "Sample",
     "Series",
+    "StartsFrom",
     "Statement",
     "Step",
+    "Steps",
     "Streak",
     "StrictlyInOrder",
     "TextTest",
     "Top",
+    "TouchModel",
+    "Touches",
     "Unit",
     "Value",
     "Where",
@@ -386,6 +394,12 @@ class AtLeast(Clause):
     count: int
 
 
+class Steps(Clause):
+    """`for 5 steps`: how far paths are followed."""
+
+    count: int
+
+
 class Windows(Clause):
     """`in 24 hour windows`: periods of elapsed time from each user's own start."""
 
@@ -405,6 +419,42 @@ class Bins(Clause):
 
     width: Value | Duration | None
     edges: tuple[Value | Duration, ...]
+
+
+class AtLeastUsers(Clause):
+    """`at least 30 users`: values of fewer are left out."""
+
+    count: int
+
+
+Model = Literal["first", "last", "linear", "position"]
+
+
+class TouchModel(Clause):
+    """`by first touch`: which touches of a conversion are credited with it."""
+
+    model: Model
+
+
+class Touches(Clause):
+    """`from E`: the events that can be touches."""
+
+    event: Event
+
+
+class NodeName(Clause):
+    """The name of a node of paths; `is_value`: a string, so the value of a property, not the name of an event."""
+
+    name: str
+    is_value: bool
+
+
+class StartsFrom(NodeName):
+    """`from '/'`"""
+
+
+class EndsAt(NodeName):
+    """`to "Purchase"`"""
 
 
 # Statements
@@ -485,6 +535,12 @@ class Step(Node):
     label: str | None
     within: Duration | None = None
     optional: bool = False
+
+
+class Factors(Clause):
+    """`with country, "Clicked help"`: properties, and events as steps."""
+
+    factors: tuple[Property | Step, ...]
 
 
 class AnalysisStatement(Statement):

@@ -21,6 +21,10 @@ _STATEMENTS = [
     "sessions where country = 'DE' group by entry path, property \"it's\" by day top 5",
     "distribution of sum(amount) of purchase per user in bins (-0.5, 1, 1e9) group by country top 2",
     'time from "Viewed" to purchase where amount > 10 in bins of 1 day within 7 days',
+    "paths of any by path from '/a' to '/b' for 3 steps within 5 minutes top 2 over from '2025-10-01' to '2025-10-31'",
+    'paths across "Viewed a", click as c, "Purchase" from c to "Purchase"',
+    'attribution of sum(amount) of "Purchase" to country, path by position touch from pageview within 3 days',
+    'correlate "Viewed a" -> "Purchase" with country, user.plan, "Viewed" where path = \'/a\', (click) as c at least 2 users',
 ]
 _PIECES = st.sampled_from(
     ["'", "''", '"', '""', "\\", ";", "--", "/*", "*/", "$$", "$1", "%s", "{}", "\x00", "\n", "\r", "\t", "é", "😀", "\u202e",

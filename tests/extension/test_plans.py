@@ -124,3 +124,35 @@ def test_citus_pushes_the_funnel_down_in_one_piece(shop: psycopg.Connection[Any]
     assert all(
         next(plan_nodes(top))["Plan"]["Node Type"] == "Aggregate" if isinstance(top, dict) else True for top in tops
     )
+
+
+def test_paths_across_events_merge_their_indexes(shop: psycopg.Connection[Any]) -> None:
+    nodes = _plan(shop, 'paths across "Viewed pricing", "Clicked sign up", "Purchase" to "Purchase"')
+    for index in (1, 2, 3):
+        assert {scan["Node Type"] for scan in _scans(nodes, f"node_{index}")} == {"Index Only Scan"}
+    sorts = [node for node in nodes if node.get("Node Type") == "Sort"]
+    assert not [key for node in sorts for key in node["Sort Key"] if "event_id" in key]
+
+
+def test_touches_are_read_for_users_who_converted(shop: psycopg.Connection[Any]) -> None:
+    nodes = _plan(shop, 'attribution of "Purchase" to utm_source by linear touch')
+    for alias in ("conversion_events", "converting_users"):
+        assert {scan["Node Type"] for scan in _scans(nodes, alias)} == {"Index Only Scan"}
+    sorts = [key for node in nodes if node.get("Node Type") == "Sort" for key in node["Sort Key"]]
+    assert not [key for key in sorts if "event_id" in key and "touch" not in key], "touches and conversions are merged"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "paths of pageview by path from '/' to '/pricing'",
+        'paths across "Viewed pricing", ("Signed up" or any where path = \'/\') as home, "Purchase"',
+        'attribution of sum(amount) of "Purchase" to utm_source, utm_medium from ("Viewed product" or pageview)',
+        'correlate "Viewed pricing" -> "Purchase" with country, user.identity, "Signed up", ("Viewed product" or click) as x',
+        'correlate "Viewed pricing" -> "Purchase" with country, "Signed up" first time',
+    ],
+)
+def test_citus_pushes_down_in_one_piece(shop: psycopg.Connection[Any], statement: str) -> None:
+    tasks = [node["Task Count"] for node in _plan(shop, statement) if "Task Count" in node]
+    if shop.execute("SELECT 1 FROM pg_extension WHERE extname = 'citus'").fetchone():
+        assert tasks.count(4) == 1, "one distributed query over the four shards"

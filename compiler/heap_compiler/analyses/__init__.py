@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from heap_compiler.analyses import distribution, funnel, lifecycle, retention, sessions, stickiness, time, trend, users
+from heap_compiler.analyses import (
+    attribution,
+    correlate,
+    distribution,
+    funnel,
+    lifecycle,
+    paths,
+    retention,
+    sessions,
+    stickiness,
+    time,
+    trend,
+    users,
+)
 from heap_compiler.analysis import Analysis
 
 __all__ = ["ANALYSES"]
@@ -19,4 +32,7 @@ ANALYSES: tuple[Analysis[Any], ...] = (
     sessions.ANALYSIS,
     distribution.ANALYSIS,
     time.ANALYSIS,
+    paths.ANALYSIS,
+    attribution.ANALYSIS,
+    correlate.ANALYSIS,
 )

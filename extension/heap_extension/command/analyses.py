@@ -91,8 +91,10 @@ def _cell(name: str, value: Any) -> str:
     match value:
         case None:
             return ""
-        case Decimal() if name.endswith("conversion") or name == "rate":
+        case Decimal() if name.endswith("conversion") or name in {"rate", "share"}:
             return f"{value:.1%}"
+        case Decimal() if name == "p_value":
+            return f"{value:.6f}"
         case Decimal():
             return f"{value:,.2f}".rstrip("0").rstrip(".")
         case int():
