@@ -61,3 +61,18 @@ END
 $$;
 COMMENT ON FUNCTION heap.explain(text, boolean) IS
 'How a statement runs: which index serves each step, whether it is read alone, what is pushed down, and the plan';
+
+CREATE OR REPLACE FUNCTION heap.complete(statement text, "position" int DEFAULT null)
+RETURNS SETOF text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    compiled heap._compiled := heap._compile('complete', ARRAY[statement, "position"::text]);
+BEGIN
+    PERFORM heap._raise(compiled);
+    RETURN QUERY SELECT unnest(compiled.statements);
+END
+$$;
+COMMENT ON FUNCTION heap.complete(text, int) IS
+'What may stand at a position of a statement, counted in characters from 0; without it, at its end';
