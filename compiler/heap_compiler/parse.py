@@ -171,6 +171,8 @@ def _syntax_error(text: str, unexpected: UnexpectedInput) -> HeapError:
     if word[:1] in {"'", '"'} and (len(word) == 1 or word[-1] != word[0]):
         return HeapError(f"this {'string' if word[0] == chr(39) else 'name'} has no closing {word[0]}", span,
                          sqlstate="42601")  # fmt: skip
+    if word and not word.isprintable():
+        return HeapError(f"unexpected character U+{ord(word[0]):04X}", span, "remove it", sqlstate="42601")
     keywords = {_keywords()[name] for name in accepted if name in _keywords()}
     others = [_TERMINAL_NAMES[name] for name in sorted(accepted) if _TERMINAL_NAMES.get(name)]
     expected = [name for name in others if name] + sorted(keywords)
