@@ -98,7 +98,7 @@ class Binder:
             kind = type(clause)
             if kind not in allowed and kind not in _EVERYWHERE:
                 raise HeapError(f"this analysis takes no {_keyword(kind)} clause", clause.span)
-            if kind in self._clauses and kind is not syntax.Without:
+            if kind in self._clauses and not kind.repeatable:
                 raise HeapError(f"a second {_keyword(kind)} clause", clause.span, "each may appear once")
             self._clauses.setdefault(kind, clause)
         self._all_clauses = clauses

@@ -197,11 +197,12 @@ def _parts(values: list[Any]) -> Iterator[_Part]:
 
 
 def _is_free_clause(holder: _Part, rule: str) -> bool:
-    """The clause that ends the analysis is the first of its kind, and one that the analysis takes."""
+    """The clause that ends the analysis is one that the analysis takes, and does not have already."""
     kinds = clause_rules()
     used = [kinds.get(part.rule) for part in holder.parts]
     takes = {analysis.keyword: analysis.clauses for analysis in ANALYSES}.get(holder.rule)
-    return used.count(kinds[rule]) == 1 and (takes is None or kinds[rule] in takes)
+    kind = kinds[rule]
+    return (kind.repeatable or used.count(kind) == 1) and (takes is None or kind in takes)
 
 
 def _holder(part: _Part, rule: str) -> _Part | None:

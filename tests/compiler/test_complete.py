@@ -132,6 +132,7 @@ def test_what_completes(text: str, expected: list[str]) -> None:
 def test_clauses_that_are_there_or_not_taken_are_left_out() -> None:
     assert "within" in _at_the_end("funnel any -> any ")
     assert "within" not in _at_the_end("funnel any -> any within 1 day ")
+    assert "without" in _at_the_end("funnel any -> any without click ")
     assert "within" not in _at_the_end("lifecycle of any ")
     ranges = {"over", "from", "since"}
     assert ranges <= set(_at_the_end("trend count of any by day "))

@@ -6,6 +6,7 @@
 | which step 1 starts | any; the chain that reaches furthest counts | the same |
 | an event that matches two steps | fills one of them | fills both; one with `strict_once` |
 | events of one instant | ordered by event id | ordered by the number of the step; with `strict_increase` none follows another |
+| `strictly in order` | no other event of the user between the steps | `strict_order`: the same |
 | the range | bounds step 1, later steps may lie after it | every row that passes WHERE |
 | `retention(c1, c2, ...)` | `recurring`: the buckets after the one of the start | conditions in any order of time |
 | who is in a cohort | those whose first start is in it; with `recurring` all who have one in it | the rows asked about |
@@ -84,11 +85,11 @@ def _users_of_steps(events: Sequence[Event], steps: Sequence[str], window: int, 
 
 
 def _users_of_funnel(
-    connection: psycopg.Connection[Any], events: Sequence[Event], steps: Sequence[str], hours: int
+    connection: psycopg.Connection[Any], events: Sequence[Event], steps: Sequence[str], hours: int, rules: str = ""
 ) -> list[int]:
     try:
         insert(connection, APP, events)
-        statement = f"funnel {' -> '.join(steps)} within {hours} hours {_RANGE}"
+        statement = f"funnel {' -> '.join(steps)} within {hours} hours {rules} {_RANGE}"
         return [users for (users,) in connection.execute("SELECT users FROM heap.funnel(%s)", (statement,))]
     finally:
         connection.rollback()
@@ -116,6 +117,17 @@ def test_funnel_of_overlapping_steps_equals_strict_once(
 ) -> None:
     expected = _users_of_steps(events, steps, hours * 3600, ", 'strict_once'")
     assert _users_of_funnel(asked, events, steps, hours) == expected
+
+
+@settings(max_examples=60)
+@given(
+    events=_histories(), steps=st.permutations(["pageview", "click", "purchase"]), hours=_hours, count=st.integers(2, 3)
+)
+def test_strict_funnel_equals_strict_order(
+    asked: psycopg.Connection[Any], events: list[Event], steps: list[str], hours: int, count: int
+) -> None:
+    expected = _users_of_steps(events, steps[:count], hours * 3600, ", 'strict_order'")
+    assert _users_of_funnel(asked, events, steps[:count], hours, "strictly in order") == expected
 
 
 @settings(max_examples=60)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from heap_compiler import CompiledQuery
@@ -20,19 +21,19 @@ def describe(query: CompiledQuery, plan: Any, definitions: dict[str, Definition]
         plan: the parsed output of EXPLAIN (FORMAT JSON), on Citus of all tasks; with ANALYZE, rows that were read.
         definitions: the app's definitions, whose index names are recognised.
     """
-    placed = [place for place in _places(plan, None, 1) if not _is_of_empty_partition(place.node)]
+    placed = [place for place in _places(plan, None, 1) if _is_read(place.node)]
     nodes = [node for node in plan_nodes(plan) if not _is_of_empty_partition(node)]
     distributed = any("Task Count" in node for node in nodes)
     lines = []
     for alias, event in query.sources.items():
-        reads = [place for place in placed if _is_read(place.node) and _is_alias(place.node.get("Alias", ""), alias)]
+        reads = [place for place in placed if _source_of(place.node.get("Alias", ""), query.sources) == alias]
         own = [scan for scan in query.scans if scan.alias == alias]
         facts = [_access(reads, definitions), *_unused(reads, own, definitions), *_rows(reads)]
         if reads and distributed:
             tasks = len({place.task for place in reads} - {None})
             facts.append(f"pushed down, {_count(tasks, 'task')}" if tasks else "not pushed down")
         name = alias.removesuffix("_events").replace("_", " ")
-        lines.append(f"{name} ({event}): {'; '.join(facts)}")
+        lines.append(f"{name if event == alias else f'{name} ({event})'}: {'; '.join(facts)}")
     tasks_of = [node["Task Count"] for node in nodes if "Task Count" in node]
     if tasks_of:
         lines.append(f"pushed down: {max(tasks_of)} tasks on the workers")
@@ -87,15 +88,21 @@ def _is_of_empty_partition(node: dict[str, Any]) -> bool:
     return node.get("Node Type") in {"Seq Scan", "Sort"} and float(node.get("Total Cost", 1)) < 0.05
 
 
-def _is_alias(alias: str, source: str) -> bool:
-    """PostgreSQL numbers the partitions of a scan: step_1, step_1_1, step_1_2."""
-    rest = alias.removeprefix(source)
-    return alias.startswith(source) and (rest == "" or (rest[0] == "_" and rest[1:].isdigit()))
+def _source_of(alias: str, sources: Iterable[str]) -> str | None:
+    """The source that a name in the plan stands for. PostgreSQL numbers partitions, and names that are there twice:
+    step_1, step_1_1, step_1_1_2.
+
+    >>> _source_of("step_1_2", ["step", "step_1"])
+    'step_1'
+    """
+    named = [source for source in sources if re.fullmatch(rf"{re.escape(source)}(_\d+)*", alias)]
+    return max(named, key=len, default=None)
 
 
 def _is_read(node: dict[str, Any]) -> bool:
+    """The node reads a partition that has events."""
     kind = str(node.get("Node Type", ""))
-    return "Scan" in kind and kind != "Bitmap Index Scan"
+    return "Scan" in kind and kind != "Bitmap Index Scan" and not _is_of_empty_partition(node)
 
 
 def _access(reads: list[_Place], definitions: dict[str, Definition]) -> str:
