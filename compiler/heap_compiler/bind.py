@@ -24,9 +24,9 @@ from heap_compiler.predicates import PredicateBinder, property_text
 from heap_compiler.ranges import TimeRange, default_range, previous_range, resolve, window
 from heap_compiler.sql import all_of, any_of, column, conjuncts, function, number, select, subquery, text, users_table
 
-__all__ = ["Binder", "bind_definition", "unknown_event"]
+__all__ = ["CLAUSES_EVERYWHERE", "Binder", "bind_definition", "unknown_event"]
 
-_EVERYWHERE = (syntax.Over, syntax.Where, syntax.ForUsersWhere, syntax.ForUsersIn, syntax.Sample)
+CLAUSES_EVERYWHERE = (syntax.Over, syntax.Where, syntax.ForUsersWhere, syntax.ForUsersIn, syntax.Sample)
 _MAX_ALTERNATIVES = 100
 _SAMPLE_SEED, _SAMPLE_PARTS = 20_261, 1_000_000
 _C = TypeVar("_C", bound=syntax.Clause)
@@ -96,7 +96,7 @@ class Binder:
         self._clauses: dict[type[syntax.Clause], syntax.Clause] = {}
         for clause in clauses:
             kind = type(clause)
-            if kind not in allowed and kind not in _EVERYWHERE:
+            if kind not in allowed and kind not in CLAUSES_EVERYWHERE:
                 raise HeapError(f"this analysis takes no {_keyword(kind)} clause", clause.span)
             if kind in self._clauses and not kind.repeatable:
                 raise HeapError(f"a second {_keyword(kind)} clause", clause.span, "each may appear once")

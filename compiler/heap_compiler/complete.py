@@ -17,6 +17,7 @@ from lark.exceptions import UnexpectedInput
 from lark.parsers.lalr_analysis import Shift
 
 from heap_compiler.analyses import ANALYSES
+from heap_compiler.bind import CLAUSES_EVERYWHERE
 from heap_compiler.parse import MAX_STATEMENT_LENGTH, clause_rules, parser
 from heap_compiler.schema import EVENT_COLUMNS, USER_COLUMNS
 from heap_grammar.words import words
@@ -28,10 +29,13 @@ _Reader: TypeAlias = Any  # Lark's InteractiveParser, whose methods have no type
 
 
 class Vocabulary(Protocol):
-    """The names of one app, the most useful first. Only `event_names` need be complete."""
+    """The names of one app, the most useful first. Those of events and segments are all there are."""
 
     def event_names(self) -> Iterable[str]:
         """All defined events."""
+
+    def segment_names(self) -> Iterable[str]:
+        """All segments."""
 
     def event_types(self) -> Iterable[str]:
         """Types of captured events."""
@@ -62,14 +66,17 @@ def complete(text: str, position: int | None, vocabulary: Vocabulary) -> list[st
     if split is None:
         return []
     known, begun = split
-    try:
-        reader = parser().parse_interactive(known)
-        reader.parser_state.parse_conf = _noting(reader.parser_state.parse_conf)
-        read = reader.exhaust_lexer()
-    except UnexpectedInput:
-        return []
-    found = list(_candidates(reader, read, vocabulary))
+    found = [*_fitting(known, vocabulary), *_second_words(known, vocabulary)]
     return [candidate for candidate in dict.fromkeys(found) if _continues(candidate, begun)]
+
+
+def _second_words(known: str, vocabulary: Vocabulary) -> list[str]:
+    """Where the text ends with the first word of a keyword of two, the second."""
+    first = re.search(r"(?<![\w$])[\w$]+(?=\s+$)", known)
+    if first is None:
+        return []
+    before = _fitting(known[: first.start()], vocabulary)
+    return [word.split(" ")[1] for word in before if word.split(" ")[0] == first[0].lower() and word.count(" ") == 1]
 
 
 # A text in pieces, the last of which may be unfinished.
@@ -95,6 +102,17 @@ def _split(before: str) -> tuple[str, str] | None:
 def _continues(candidate: str, begun: str) -> bool:
     whole, part = candidate.casefold(), begun.casefold()
     return whole.startswith(part) or whole.lstrip('"').startswith(part)
+
+
+def _fitting(known: str, vocabulary: Vocabulary) -> list[str]:
+    """What may follow the text; nothing where it is not of the language."""
+    try:
+        reader = parser().parse_interactive(known)
+        reader.parser_state.parse_conf = _noting(reader.parser_state.parse_conf)
+        read = reader.exhaust_lexer()
+    except UnexpectedInput:
+        return []
+    return list(_candidates(reader, read, vocabulary))
 
 
 def _candidates(reader: _Reader, read: list[Token], vocabulary: Vocabulary) -> Iterator[str]:
@@ -202,7 +220,7 @@ def _is_free_clause(holder: _Part, rule: str) -> bool:
     used = [kinds.get(part.rule) for part in holder.parts]
     takes = {analysis.keyword: analysis.clauses for analysis in ANALYSES}.get(holder.rule)
     kind = kinds[rule]
-    return (kind.repeatable or used.count(kind) == 1) and (takes is None or kind in takes)
+    return (kind.repeatable or used.count(kind) == 1) and (takes is None or kind in (*takes, *CLAUSES_EVERYWHERE))
 
 
 def _holder(part: _Part, rule: str) -> _Part | None:
@@ -249,6 +267,10 @@ def _event_names(place: _Place) -> Iterator[str]:
     return map(_quoted, sorted(place.vocabulary.event_names()))
 
 
+def _segment_names(place: _Place) -> Iterator[str]:
+    return map(_quoted, sorted(place.vocabulary.segment_names()))
+
+
 def _event_types(place: _Place) -> Iterator[str]:
     return (name for name in place.vocabulary.event_types() if _is_bare(name, place))
 
@@ -281,6 +303,8 @@ def _quoted(name: str) -> str:
 NAMING_RULES: dict[str, Callable[[_Place], Iterator[str]]] = {
     "defined_event": _event_names,
     "event_name": _event_names,
+    "segment_name": _segment_names,
+    "in_segment": _segment_names,
     "raw_event": _event_types,
     "event_property": _event_properties,
     "event_property_in_quotes": _event_properties_in_quotes,

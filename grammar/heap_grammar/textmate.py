@@ -22,9 +22,10 @@ SCOPES: dict[str, str] = {
     "USER_DOT": "variable.language",
     "NUMBER": "constant.numeric",
     "INTEGER": "constant.numeric",
+    "NUMBER_OF_PERCENT": "constant.numeric",
     "WORD": "variable.other",
 }
-"""Scopes of the terminals that are regular expressions. Words and symbols need none: the rules say what they are."""
+"""Scopes of terminals that are regular expressions. Those of several words, such as `in last`, are keywords."""
 
 _PUNCTUATION = "(),;"
 
@@ -37,7 +38,11 @@ def textmate() -> str:
     quoted = [_quoted(name, regexes[name][0]) for name in ("STRING", "NAME_IN_QUOTES")]
     comment = _match(SCOPES["COMMENT"], regexes["COMMENT"])
     aside = {"COMMENT", "STRING", "NAME_IN_QUOTES", "WORD"}
-    others = [_match(SCOPES[name], rf"(?<![\w$.])(?i:{regex})") for name, regex in regexes.items() if name not in aside]
+    others = [
+        _match(SCOPES.get(name, "keyword.other"), rf"(?<![\w$.])(?i:{regex})")
+        for name, regex in regexes.items()
+        if name not in aside
+    ]
     symbols = {text for rule in rules for text in rule.literals() if not text.isalpha()}
     patterns = [
         comment,

@@ -16,7 +16,7 @@ _TOO_MANY = 200
 def words(pattern: str) -> tuple[str, ...]:
     """Every text the regular expression matches, in its own order and lower case; none where they cannot be listed.
 
-    Conditions on what follows (lookahead) are left out.
+    Conditions on what follows (lookahead) are left out; space of any length is one space.
 
     >>> words("(?i:(day|week)s?(?![a-z]))")
     ('day', 'days', 'week', 'weeks')
@@ -52,6 +52,8 @@ def _choices(operator: str, argument: Any) -> list[str] | None:
             return None if None in branches else [word for branch in branches for word in branch or ()]
         case "IN" if all(str(kind) == "LITERAL" for kind, _ in argument):
             return [chr(code) for _, code in argument]
+        case "MAX_REPEAT" if argument[0] == 1 and "CATEGORY_SPACE" in str(argument[2]):
+            return [" "]
         case "MAX_REPEAT" if argument[:2] == (0, 1):
             inner = _sequence(argument[2])
             return None if inner is None else ["", *inner]

@@ -23,6 +23,9 @@ class NoVocabulary:
     def event_names(self) -> Iterable[str]:
         return ()
 
+    def segment_names(self) -> Iterable[str]:
+        return ()
+
     def event_types(self) -> Iterable[str]:
         return ()
 
@@ -41,6 +44,9 @@ class AppVocabulary:
 
     def event_names(self) -> Iterable[str]:
         return self.catalog.event_names()
+
+    def segment_names(self) -> Iterable[str]:
+        return self.catalog.segment_names()
 
     def event_types(self) -> Iterable[str]:
         return self._sample.event_types
