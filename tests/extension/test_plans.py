@@ -82,11 +82,9 @@ def test_explain_says_which_index_serves_each_step(shop: psycopg.Connection[Any]
     assert "timeline: merged from the indexes, no sort" in lines
 
 
-_ANALYSES = [
-    example
-    for example in re.findall(r"```heap\n(.*?)\n```", heap_grammar.reference_text(), re.S)
-    if example.split()[0] in {analysis.keyword for analysis in ANALYSES}
-]
+_EXAMPLES = re.findall(r"```heap\n(.*?)\n```", heap_grammar.reference_text(), re.S)
+_ANALYSES = [example for example in _EXAMPLES if example.split()[0] in {analysis.keyword for analysis in ANALYSES}]
+_SEGMENTS = [example for example in _EXAMPLES if example.startswith("segment ")]
 
 
 def _explained(connection: psycopg.Connection[Any], statement: str, *, analyze: bool) -> list[str]:
@@ -105,6 +103,8 @@ def test_explain_tells_index_rows_and_place_of_every_scan(shop: psycopg.Connecti
     query = compile_statement(example, catalog)
     assert isinstance(query, CompiledQuery)
     assert query.sources.keys() == {scan.alias for scan in query.scans}
+    for segment in _SEGMENTS:
+        shop.execute("SELECT heap.query(%s)", (segment,))
     on_citus = shop.execute("SELECT 1 FROM pg_extension WHERE extname = 'citus'").fetchone()
     for analyze in (False, True):
         lines = _explained(shop, example, analyze=analyze)
