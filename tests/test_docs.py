@@ -15,7 +15,7 @@ import heap_compiler
 import heap_extension
 import heap_grammar
 from heap_compiler.analyses import ANALYSES
-from heap_compiler.parse import _parser
+from heap_compiler.parse import parser
 from heap_compiler.schema import EVENT_COLUMNS
 from heap_extension.command import app as command_line
 from tests.extension.shop_app import ensure_shop, settle
@@ -46,7 +46,7 @@ def test_the_examples_in_docstrings_are_true() -> None:
 def test_every_analysis_has_its_rule_its_section_its_function_and_its_cases(connection: Any) -> None:
     functions = {name for (name,) in connection.execute(
         "SELECT proname FROM pg_proc WHERE pronamespace = 'heap'::regnamespace")}  # fmt: skip
-    rules = {rule.origin.name for rule in _parser().rules}
+    rules = {rule.origin.name for rule in parser().rules}
     for analysis in ANALYSES:
         assert analysis.keyword in rules
         assert analysis.keyword in functions

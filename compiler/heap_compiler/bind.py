@@ -15,6 +15,7 @@ from sqlglot import exp
 from heap_compiler import syntax
 from heap_compiler.bound import Alternative, BoundEvent, FirstAfter, GroupKey
 from heap_compiler.catalog import Catalog
+from heap_compiler.contradictions import contradiction
 from heap_compiler.errors import HeapError, Span, nearest
 from heap_compiler.members import MemberBinder
 from heap_compiler.parse import parse_event
@@ -23,9 +24,9 @@ from heap_compiler.predicates import PredicateBinder, property_text
 from heap_compiler.ranges import TimeRange, default_range, previous_range, resolve, window
 from heap_compiler.sql import all_of, any_of, column, conjuncts, function, number, select, subquery, text, users_table
 
-__all__ = ["Binder", "bind_definition", "unknown_event"]
+__all__ = ["CLAUSES_EVERYWHERE", "Binder", "bind_definition", "unknown_event"]
 
-_EVERYWHERE = (syntax.Over, syntax.Where, syntax.ForUsersWhere, syntax.ForUsersIn, syntax.Sample)
+CLAUSES_EVERYWHERE = (syntax.Over, syntax.Where, syntax.ForUsersWhere, syntax.ForUsersIn, syntax.Sample)
 _MAX_ALTERNATIVES = 100
 _SAMPLE_SEED, _SAMPLE_PARTS = 20_261, 1_000_000
 _C = TypeVar("_C", bound=syntax.Clause)
@@ -39,6 +40,7 @@ class _Branch:
     base: exp.Expr | None
     beyond: tuple[exp.Expr, ...]
     first_after: FirstAfter | None = None
+    impossible: HeapError | None = None
 
 
 def bind_definition(event: syntax.Event, catalog: Catalog, name: str | None = None) -> exp.Expr | None:
@@ -54,10 +56,10 @@ def bind_definition(event: syntax.Event, catalog: Catalog, name: str | None = No
         HeapError: an unknown event, a user property, or a definition that contains itself.
     """
     binder = _EventBinder(catalog, allow_users=False, path=(name,) if name is not None else ())
+    branches = binder.possible_branches(event)
     if binder.is_sequence(event):
-        binder.branches(event)
         return None
-    return all_of(_conditions([binder.predicate(event)]))
+    return all_of(_conditions([_predicate(branches)]))
 
 
 def _conditions(predicates: Iterable[exp.Expr]) -> tuple[exp.Expr, ...]:
@@ -94,9 +96,9 @@ class Binder:
         self._clauses: dict[type[syntax.Clause], syntax.Clause] = {}
         for clause in clauses:
             kind = type(clause)
-            if kind not in allowed and kind not in _EVERYWHERE:
+            if kind not in allowed and kind not in CLAUSES_EVERYWHERE:
                 raise HeapError(f"this analysis takes no {_keyword(kind)} clause", clause.span)
-            if kind in self._clauses and kind is not syntax.Without:
+            if kind in self._clauses and not kind.repeatable:
                 raise HeapError(f"a second {_keyword(kind)} clause", clause.span, "each may appear once")
             self._clauses.setdefault(kind, clause)
         self._all_clauses = clauses
@@ -127,7 +129,7 @@ class Binder:
     @cached_property
     def _where(self) -> tuple[exp.Expr, ...]:
         where = self.clause(syntax.Where)
-        return () if where is None else (PredicateBinder(self.catalog).condition(where.predicate),)
+        return () if where is None else (_possible(PredicateBinder(self.catalog), where.predicate),)
 
     def event(self, event: syntax.Event, label: str | None = None) -> BoundEvent:
         """The event expression, with the analysis's own `where` added to it."""
@@ -274,7 +276,7 @@ class _EventBinder:
         Raises:
             HeapError: an unknown name, or too many alternatives.
         """
-        branches = self.branches(event)
+        branches = self.possible_branches(event)
         if len(branches) > _MAX_ALTERNATIVES:
             raise HeapError(f"more than {_MAX_ALTERNATIVES} alternatives", event.span)
         return tuple(self._alternative(branch, where) for branch in branches)
@@ -312,7 +314,7 @@ class _EventBinder:
                 inside, meaning = self._inside(name, span), self._meaning(name, span)
                 if self.is_sequence(event):
                     return inside.branches(meaning)
-                return [_Branch(name, inside.predicate(meaning), ())]
+                return [_Branch(name, _predicate(inside.branches(meaning)), ())]
             case syntax.FirstAfter(event=first, after=after, within=within):
                 rule = FirstAfter(
                     BoundEvent("event", self.alternatives(first, ())),
@@ -325,20 +327,28 @@ class _EventBinder:
             case syntax.AnyEvent():
                 return [_Branch(None, None, ())]
             case syntax.Filtered(event=inner, predicate=predicate):
-                condition = self.predicates.condition(predicate)
-                return [replace(branch, beyond=(*branch.beyond, condition)) for branch in self.branches(inner)]
+                parts = _bound_parts(self.predicates, predicate)
+                condition = all_of([condition for _, condition in parts])
+                return [
+                    replace(
+                        branch,
+                        beyond=(*branch.beyond, condition),
+                        impossible=branch.impossible or contradiction(parts, branch.beyond),
+                    )
+                    for branch in self.branches(inner)
+                ]
             case syntax.AnyOf(events=events):
                 return [branch for inner in events for branch in self.branches(inner)]
             case _:
                 assert_never(event)
 
-    def predicate(self, event: syntax.Event) -> exp.Expr:
-        """The whole event expression as one condition."""
-        parts = [
-            all_of([*([branch.base] if branch.base is not None else []), *branch.beyond])
-            for branch in self.branches(event)
-        ]
-        return any_of(parts)
+    def possible_branches(self, event: syntax.Event) -> list[_Branch]:
+        """As `branches`; raises HeapError when every one of them contradicts itself."""
+        branches = self.branches(event)
+        errors = [branch.impossible for branch in branches if branch.impossible is not None]
+        if len(errors) == len(branches):
+            raise errors[0]
+        return branches
 
     def _meaning(self, name: str, span: Span) -> syntax.Event:
         definition = self.catalog.definition(name)
@@ -352,6 +362,27 @@ class _EventBinder:
             cycle = " in ".join(f'"{step}"' for step in (*self.path[self.path.index(name) :], name))
             raise HeapError(f'"{name}" would contain itself', span, f"a cycle: {cycle}")
         return _EventBinder(self.catalog, allow_users=False, path=(*self.path, name))
+
+
+def _predicate(branches: list[_Branch]) -> exp.Expr:
+    """A whole event expression as one condition."""
+    parts = [all_of([*([branch.base] if branch.base is not None else []), *branch.beyond]) for branch in branches]
+    return any_of(parts)
+
+
+def _bound_parts(binder: PredicateBinder, predicate: syntax.Predicate) -> list[tuple[syntax.Predicate, exp.Expr]]:
+    """The conjuncts of a predicate as written, each with its condition."""
+    parts = predicate.predicates if isinstance(predicate, syntax.And) else (predicate,)
+    return [(part, binder.condition(part)) for part in parts]
+
+
+def _possible(binder: PredicateBinder, predicate: syntax.Predicate) -> exp.Expr:
+    """The condition of a predicate; raises HeapError when it contradicts itself."""
+    parts = _bound_parts(binder, predicate)
+    error = contradiction(parts)
+    if error is not None:
+        raise error
+    return all_of([condition for _, condition in parts])
 
 
 def unknown_event(name: str, span: Span, catalog: Catalog) -> HeapError:

@@ -13,6 +13,7 @@ from heap_compiler.errors import HeapError, Span
 from heap_compiler.members import events_named, segments_named, unknown_segment
 from heap_compiler.parse import parse, parse_event, parse_members
 from heap_compiler.passes import QUERY_PASSES
+from heap_compiler.scan import Scan, scans_in
 from heap_compiler.sql import generate
 
 __all__ = [
@@ -36,13 +37,15 @@ class CompiledQuery:
         keyword: which analysis it is.
         sql: one PostgreSQL query.
         columns: the columns of its rows.
-        sources: names of the scans in the query, and the event each reads.
+        sources: names of the scans in the query, and the event each reads; first those the analysis names.
+        scans: every read of events; a source has one per alternative of its event.
     """
 
     keyword: str
     sql: str
     columns: tuple[ResultColumn, ...]
     sources: dict[str, str]
+    scans: tuple[Scan, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +155,11 @@ def _analyse(statement: syntax.AnalysisStatement, text: str, catalog: Catalog, k
     query = analysis.lower(plan)
     for query_pass in QUERY_PASSES:
         query = query_pass(query)
+    scans = tuple(dict.fromkeys(scans_in(query)))
     sources = {**analysis.sources(plan), **binder.sources}
-    return CompiledQuery(statement.keyword, generate(query), analysis.row, sources)
+    for scan in scans:
+        sources.setdefault(scan.alias, scan.event)
+    return CompiledQuery(statement.keyword, generate(query), analysis.row, sources, scans)
 
 
 def compile_definition(name: str, definition: str, catalog: Catalog) -> CompiledDefinition:

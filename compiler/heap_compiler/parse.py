@@ -6,7 +6,7 @@ import pickle
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast, get_args, get_type_hints
 
 from lark import Lark, Token, Transformer, UnexpectedInput, v_args
 from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedToken, VisitError
@@ -16,7 +16,15 @@ import heap_grammar
 from heap_compiler import syntax
 from heap_compiler.errors import HeapError, Span, nearest
 
-__all__ = ["MAX_STATEMENT_LENGTH", "parse", "parse_event", "parse_members", "save_parser"]
+__all__ = [
+    "MAX_STATEMENT_LENGTH",
+    "clause_rules",
+    "parse",
+    "parse_event",
+    "parse_members",
+    "parser",
+    "save_parser",
+]
 
 MAX_STATEMENT_LENGTH = 100_000
 """Characters. A longer statement is refused: nothing a person writes is near it."""
@@ -36,7 +44,7 @@ def parse(text: str) -> syntax.Statement:
         position = text.index("\x00")
         raise HeapError("a statement cannot contain the NUL character", Span(position, position + 1))
     try:
-        tree = _parser().parse(text)
+        tree = parser().parse(text)
         return cast(syntax.Statement, _TreeBuilder().transform(tree))
     except UnexpectedInput as unexpected:
         raise _syntax_error(text, unexpected) from None
@@ -91,12 +99,21 @@ def _generate_parser() -> Lark:
 
 
 @cache
-def _parser() -> Lark:
+def parser() -> Lark:
+    """The language's parser: the one saved at installation, else generated. A process makes it once."""
     try:
         with _SAVED_PARSER.open("rb") as file:
             return Lark.load(file)
     except (OSError, pickle.UnpicklingError, EOFError):
         return _generate_parser()
+
+
+@cache
+def clause_rules() -> dict[str, type[syntax.Clause]]:
+    """The clauses of the language: grammar rule -> the node made of it."""
+    made = {name: get_type_hints(method).get("return") for name, method in vars(_TreeBuilder).items()
+            if callable(method) and not name.startswith("_")}  # fmt: skip
+    return {name: node for name, node in made.items() if isinstance(node, type) and issubclass(node, syntax.Clause)}
 
 
 # Names of terminals as an analyst would say them; keywords say themselves.
@@ -134,7 +151,7 @@ _TERMINAL_NAMES = {
 def _keywords() -> dict[str, str]:
     """Terminal name -> the keyword it stands for."""
     words: dict[str, str] = {}
-    for terminal in _parser().terminals:
+    for terminal in parser().terminals:
         value = terminal.pattern.value
         if value.isalpha():
             words[terminal.name] = value.lower()
@@ -156,6 +173,8 @@ def _syntax_error(text: str, unexpected: UnexpectedInput) -> HeapError:
     if word[:1] in {"'", '"'} and (len(word) == 1 or word[-1] != word[0]):
         return HeapError(f"this {'string' if word[0] == chr(39) else 'name'} has no closing {word[0]}", span,
                          sqlstate="42601")  # fmt: skip
+    if word and not word.isprintable():
+        return HeapError(f"unexpected character U+{ord(word[0]):04X}", span, "remove it", sqlstate="42601")
     keywords = {_keywords()[name] for name in accepted if name in _keywords()}
     others = [_TERMINAL_NAMES[name] for name in sorted(accepted) if _TERMINAL_NAMES.get(name)]
     expected = [name for name in others if name] + sorted(keywords)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
+from typing import NamedTuple
 
 from sqlglot import exp
 
@@ -24,10 +25,31 @@ from heap_compiler.sql import (
     union_all,
 )
 
-__all__ = ["EVENT_ORDER", "distinct_events", "scans"]
+__all__ = ["EVENT_ORDER", "Scan", "distinct_events", "scans", "scans_in"]
 
 EVENT_ORDER = ("user_id", "time", "event_id")
 """The order of a user's events, and the columns of every partial index."""
+
+
+class Scan(NamedTuple):
+    """A read of the events table.
+
+    Attributes:
+        alias: its name in the query.
+        event: what it reads.
+        definition: the defined event whose index serves it, if there is one.
+        every_event: it has no condition that an index could have.
+    """
+
+    alias: str
+    event: str
+    definition: str | None
+    every_event: bool
+
+
+def scans_in(query: exp.Query) -> Iterator[Scan]:
+    """Every scan that `scans` put into the query."""
+    return (part.meta["scan"] for part in query.find_all(exp.Select) if "scan" in part.meta)
 
 
 def scans(
@@ -49,8 +71,9 @@ def scans(
         ordered: in the order of the index. PostgreSQL then merges index scans instead of sorting.
     """
     order = [column(name) for name in EVENT_ORDER] if ordered else []
-    return [
-        select(
+    queries = []
+    for alternative in event.alternatives:
+        query = select(
             [named(value.copy(), name) for name, value in columns.items()],
             events_table(schema, alias),
             where=[
@@ -60,8 +83,9 @@ def scans(
             ],
             order_by=[part.copy() for part in order],
         )
-        for alternative in event.alternatives
-    ]
+        query.meta["scan"] = Scan(alias, event.name, alternative.definition, not alternative.conditions)
+        queries.append(query)
+    return queries
 
 
 def _is_first_after(schema: str, rule: FirstAfter | None, read: TimeRange, alias: str) -> list[exp.Expr]:

@@ -7,7 +7,7 @@ that analysis's own module under `analyses/`.
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializeAsAny
 
@@ -259,7 +259,9 @@ class Duration(Node):
 
 
 class Clause(Node):
-    """A part of an analysis after its head. Each kind may appear once, but for `Without`."""
+    """A part of an analysis after its head. `repeatable`: it may be there several times; the others once."""
+
+    repeatable: ClassVar[bool] = False
 
 
 class Within(Clause):
@@ -352,6 +354,7 @@ class StrictlyInOrder(Clause):
 class Without(Clause):
     """`without E between step 1 and 2`: no such event between these steps; None and None: between any."""
 
+    repeatable: ClassVar[bool] = True
     event: Event
     first: int | None
     last: int | None

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import psycopg
 import pytest
 
+import heap_grammar
+from heap_compiler import CompiledQuery, compile_statement
+from heap_compiler.analyses import ANALYSES
 from heap_extension.server.plans import plan_nodes
-from tests.extension.shop_app import ensure_shop, settle
+from heap_extension.shop import DEFINITIONS
+from tests.dictionary_catalog import DictionaryCatalog
+from tests.extension.shop_app import NOW, ensure_shop, settle
 
 _FUNNEL = 'funnel "Viewed pricing" -> "Clicked sign up" -> "Purchase" within 7 days over last 30 days'
 
@@ -109,6 +115,68 @@ def test_explain_says_which_index_serves_each_step(shop: psycopg.Connection[Any]
     lines = [line for (line,) in shop.execute("SELECT heap.explain(%s)", (_FUNNEL,))]
     assert lines[0].startswith("step 1 (Viewed pricing): index only scan of ")
     assert "timeline: merged from the indexes, no sort" in lines
+
+
+_EXAMPLES = re.findall(r"```heap\n(.*?)\n```", heap_grammar.reference_text(), re.S)
+_ANALYSES = [example for example in _EXAMPLES if example.split()[0] in {analysis.keyword for analysis in ANALYSES}]
+_SEGMENTS = [example for example in _EXAMPLES if example.startswith("segment ")]
+
+
+def _explained(connection: psycopg.Connection[Any], statement: str, *, analyze: bool) -> list[str]:
+    lines = [line for (line,) in connection.execute("SELECT heap.explain(%s, %s)", (statement, analyze))]
+    return lines[: lines.index("")]
+
+
+def test_the_reference_has_an_example_of_every_analysis() -> None:
+    assert {example.split()[0] for example in _ANALYSES} == {analysis.keyword for analysis in ANALYSES}
+
+
+@pytest.mark.parametrize("example", _ANALYSES)
+def test_explain_tells_index_rows_and_place_of_every_scan(shop: psycopg.Connection[Any], example: str) -> None:
+    catalog = DictionaryCatalog(dict(DEFINITIONS))
+    catalog.now = NOW
+    query = compile_statement(example, catalog)
+    assert isinstance(query, CompiledQuery)
+    assert query.sources.keys() == {scan.alias for scan in query.scans}
+    for segment in _SEGMENTS:
+        shop.execute("SELECT heap.query(%s)", (segment,))
+    on_citus = shop.execute("SELECT 1 FROM pg_extension WHERE extname = 'citus'").fetchone()
+    for analyze in (False, True):
+        lines = _explained(shop, example, analyze=analyze)
+        for line in lines[: len(query.sources)]:
+            assert re.search(r" scan( of the (index of|primary key)|[,;])", line), line
+            assert re.search(r"about [\d,]+ rows?", line), line
+            assert bool(re.search(r"[\d,]+ read", line)) == analyze, line
+            assert bool(on_citus) == ("pushed down, " in line), line
+
+
+@pytest.mark.parametrize(
+    ("statement", "counted"),
+    [
+        ('trend count of "Purchase"', 'trend count of "Purchase"'),
+        ("trend count of any over last 90 days", "trend count of any over last 90 days"),
+        ('lifecycle of "Purchase"', 'trend count of "Purchase" over last 999 days'),
+        ("trend count of click where country = 'DE'", "trend count of click where country = 'DE'"),
+    ],
+)
+def test_explain_adds_up_rows_of_partitions_and_shards(
+    shop: psycopg.Connection[Any], statement: str, counted: str
+) -> None:
+    line = _explained(shop, statement, analyze=True)[0]
+    read, dropped = re.search(r"([\d,]+) read(?:, ([\d,]+))?", line).groups()  # type: ignore[union-attr]
+    passed = int(read.replace(",", "")) - int((dropped or "0").replace(",", ""))
+    assert shop.execute("SELECT value FROM heap.trend(%s)", (counted,)).fetchone() == (passed,), line
+
+
+def test_explain_says_when_a_definition_would_help(shop: psycopg.Connection[Any]) -> None:
+    assert "seq scan, 1 partition; a definition would have an index" in _explained(
+        shop, "trend count of click where title like '%x%' over last 2 days", analyze=False)[0]  # fmt: skip
+    shop.execute("SET citus.propagate_set_commands = 'local'")
+    shop.execute(
+        "SET LOCAL enable_indexscan = off; SET LOCAL enable_indexonlyscan = off; SET LOCAL enable_bitmapscan = off"
+    )
+    line = _explained(shop, 'trend count of "Purchase"', analyze=False)[0]
+    assert 'the index of "Purchase" is not used' in line
 
 
 def test_citus_pushes_the_funnel_down_in_one_piece(shop: psycopg.Connection[Any]) -> None:

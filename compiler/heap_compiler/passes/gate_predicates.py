@@ -13,7 +13,7 @@ from sqlglot import exp
 from heap_compiler.schema import KEYED_COLUMNS, key_column
 from heap_compiler.sql import column, conjuncts, function
 
-__all__ = ["allowed_values", "gate_predicates"]
+__all__ = ["allowed_values", "gate_predicates", "pinned_values"]
 
 
 def gate_predicates(conditions: tuple[exp.Expr, ...]) -> tuple[exp.Expr, ...]:
@@ -41,13 +41,18 @@ def allowed_values(conditions: Iterable[exp.Expr]) -> dict[str, frozenset[str]]:
     >>> {name: sorted(values) for name, values in allowed.items()}
     {'type': ['click'], 'path': ['/a', '/b', '/c']}
     """
+    # A contradiction (`type = 'a' and type = 'b'`) pins nothing that could be compared.
+    return {name: values for name, values in pinned_values(conditions).items() if values}
+
+
+def pinned_values(conditions: Iterable[exp.Expr]) -> dict[str, frozenset[str]]:
+    """As `allowed_values`, and with no text at all for a column that the conditions contradict each other about."""
     allowed: dict[str, frozenset[str]] = {}
     for condition in conditions:
         for part in conjuncts(condition):
             for name, values in _pinned(part).items():
                 allowed[name] = allowed[name] & values if name in allowed else values
-    # A contradiction (`type = 'a' and type = 'b'`) pins nothing that could be compared.
-    return {name: values for name, values in allowed.items() if values}
+    return allowed
 
 
 def _pinned(condition: exp.Expr) -> dict[str, frozenset[str]]:

@@ -17,8 +17,10 @@ from heap_compiler import (
     compile_segment,
     compile_statement,
 )
+from heap_compiler.complete import complete
 from heap_extension.server import apps, definitions, plans, segments
 from heap_extension.server.catalog import App, Database, DatabaseCatalog
+from heap_extension.server.vocabulary import AppVocabulary, NoVocabulary
 
 __all__ = ["Answer", "answer"]
 
@@ -40,8 +42,8 @@ def answer(database: Database, request: str, arguments: list[str | None]) -> Ans
 
     Args:
         database: PL/Python's `plpy`.
-        request: statement, analysis, describe, create_app, drop_app, make_partitions, define_event, drop_event,
-            define_segment, drop_segment, list_segment or unlist_segment.
+        request: statement, analysis, describe, complete, create_app, drop_app, make_partitions, define_event,
+            drop_event, define_segment, drop_segment, list_segment or unlist_segment.
         arguments: those of the SQL function.
     """
     try:
@@ -60,6 +62,8 @@ def _answer(database: Database, request: str, arguments: list[str | None]) -> tu
             return "drop app", apps.drop_app(database, first)
         case "make_partitions":
             return "make partitions", apps.make_partitions(database, first, second, third)
+        case "complete":
+            return "completions", _complete(database, first, second)
     catalog = DatabaseCatalog(database, App.current(database))
     if first is None or (second is None and request in {"define_event", "define_segment"}):
         raise HeapError("a statement, not null, is expected")
@@ -89,6 +93,14 @@ def _answer(database: Database, request: str, arguments: list[str | None]) -> tu
         case "unlist_segment":
             return "unlist segment", segments.drop_list(catalog, first)
     raise AssertionError(request)
+
+
+def _complete(database: Database, text: str | None, position: str | None) -> list[str]:
+    try:
+        vocabulary: AppVocabulary | NoVocabulary = AppVocabulary(DatabaseCatalog(database, App.current(database)))
+    except HeapError:  # no app, or none chosen: whoever runs a statement is told
+        vocabulary = NoVocabulary()
+    return complete(text or "", None if position is None else int(position), vocabulary)
 
 
 def _statement(catalog: DatabaseCatalog, compiled: Compiled) -> tuple[str, list[str]]:

@@ -43,6 +43,7 @@ AS $$
 DECLARE
     compiled heap._compiled := heap._compile('statement', ARRAY[statement]);
     options text := CASE WHEN "analyze" THEN 'ANALYZE, BUFFERS' ELSE 'COSTS OFF' END;
+    shown text := current_setting('citus.explain_all_tasks', true);
     plan json;
     described heap._compiled;
 BEGIN
@@ -51,7 +52,10 @@ BEGIN
         RETURN QUERY SELECT unnest(compiled.statements);
         RETURN;
     END IF;
-    EXECUTE 'EXPLAIN (FORMAT JSON) ' || compiled.statements[1] INTO plan;
+    -- Its rows are added up over all shards; the plan that is shown is that of one.
+    PERFORM set_config('citus.explain_all_tasks', 'on', true);
+    EXECUTE 'EXPLAIN (FORMAT JSON, ANALYZE ' || "analyze"::text || ') ' || compiled.statements[1] INTO plan;
+    PERFORM set_config('citus.explain_all_tasks', coalesce(shown, 'off'), true);
     described := heap._compile('describe', ARRAY[statement, plan::text]);
     PERFORM heap._raise(described);
     RETURN QUERY SELECT unnest(described.statements);
@@ -61,3 +65,18 @@ END
 $$;
 COMMENT ON FUNCTION heap.explain(text, boolean) IS
 'How a statement runs: which index serves each step, whether it is read alone, what is pushed down, and the plan';
+
+CREATE OR REPLACE FUNCTION heap.complete(statement text, "position" int DEFAULT null)
+RETURNS SETOF text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    compiled heap._compiled := heap._compile('complete', ARRAY[statement, "position"::text]);
+BEGIN
+    PERFORM heap._raise(compiled);
+    RETURN QUERY SELECT unnest(compiled.statements);
+END
+$$;
+COMMENT ON FUNCTION heap.complete(text, int) IS
+'What may stand at a position of a statement, counted in characters from 0; without it, at its end';

@@ -20,6 +20,7 @@ BEGIN
         'GRANT EXECUTE ON FUNCTION heap._compile(text, text[]), heap._raise(heap._compiled), heap._analysis(text, text),'
         ' heap._index_size(regclass), heap._later_end(bigint, bigint, bigint), heap._last_taken(bigint, bigint),'
         ' heap.sql(text), heap.query(text), heap.explain(text, boolean),'
+        ' heap.complete(text, int),'
         ' heap.funnel(text), heap.funnel(text[]), heap.trend(text), heap.retention(text), heap.lifecycle(text),'
         ' heap.stickiness(text), heap.users(text), heap.sessions(text), heap.distribution(text), heap.time(text),'
         ' heap.paths(text), heap.attribution(text), heap.correlate(text) TO %s', analyst
