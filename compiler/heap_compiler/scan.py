@@ -140,7 +140,10 @@ def distinct_events(
     alias: str,
     extra: Sequence[exp.Expr] = (),
 ) -> exp.Query:
-    """The matching events, each once even when it matches several alternatives."""
+    """The matching events, each once even when it matches several alternatives; with `user_id`, if there are several,
+    since Citus pushes a union down only where it sees that its rows stay with their users."""
+    if len(event.alternatives) > 1:
+        columns = {"user_id": column("user_id"), **columns}
     if _pairwise_disjoint(event.alternatives):
         return union_all(scans(schema, event, read, columns, alias=alias, extra=extra))
     keyed = {**{name: column(name) for name in EVENT_ORDER}, **columns}

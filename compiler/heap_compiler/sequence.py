@@ -78,6 +78,18 @@ class Sequence:
     first_time: bool = False
     alias: str = "step"
 
+    def before(self, step: int) -> list[int]:
+        """The steps that a step, by number, may follow in a chain: the one before it, and those before that which are
+        reached by skipping."""
+        found = [step - 1]
+        while not self.any_order and self.steps[found[-1] - 1].optional:
+            found.append(found[-1] - 1)
+        return found
+
+    def step_name(self, step: int) -> str:
+        """What a step, by number, is called in the rows."""
+        return f"any {step} of {len(self.steps)}" if self.any_order else self.steps[step - 1].event.name
+
     @property
     def sources(self) -> dict[str, str]:
         """The names that the scans have in the query, and the event each reads."""

@@ -8,6 +8,7 @@ from heap_compiler.analyses import (
     attribution,
     correlate,
     distribution,
+    effort,
     funnel,
     lifecycle,
     paths,
@@ -35,4 +36,5 @@ ANALYSES: tuple[Analysis[Any], ...] = (
     paths.ANALYSIS,
     attribution.ANALYSIS,
     correlate.ANALYSIS,
+    effort.ANALYSIS,
 )

@@ -16,7 +16,7 @@ from heap_compiler.analyses.funnel import bind_sequence
 from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
 from heap_compiler.bound import BoundEvent, GroupKey
-from heap_compiler.entries import entry_values
+from heap_compiler.chains import entry_values
 from heap_compiler.errors import HeapError
 from heap_compiler.groups import user_values
 from heap_compiler.predicates import property_text

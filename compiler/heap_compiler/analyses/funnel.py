@@ -17,15 +17,13 @@ from heap_compiler.activity import bucket_of, of_users
 from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
 from heap_compiler.bound import Alternative, BoundEvent, GroupKey
-from heap_compiler.chains import event_values, same_user
+from heap_compiler.chains import grouped_chains
 from heap_compiler.durations import collected, each_of, interval, quantile, seconds
-from heap_compiler.entries import entry_values
 from heap_compiler.errors import HeapError
-from heap_compiler.groups import OTHER, group_key, group_values, user_values
+from heap_compiler.groups import OTHER, group_key, group_values
 from heap_compiler.passes import SEQUENCE_PASSES
 from heap_compiler.predicates import property_text
 from heap_compiler.ranges import bucket_starts, window
-from heap_compiler.scan import EVENT_ORDER, distinct_events
 from heap_compiler.sequence import Exclusion, Sequence, SequenceStep
 from heap_compiler.sql import (
     all_of,
@@ -45,7 +43,6 @@ from heap_compiler.sql import (
     timestamp,
     with_ctes,
 )
-from heap_compiler.strategies import user_chains
 
 __all__ = ["ANALYSIS", "FUNNEL_RULES", "FunnelPlan", "bind_sequence"]
 
@@ -195,13 +192,8 @@ def _held(of: syntax.Property) -> exp.Expr:
 
 def lower_funnel(plan: FunnelPlan) -> exp.Query:
     """One row per bucket, group and step."""
-    by_event = any(not key.of_user for key in plan.group_keys)
-    by_entry = by_event and plan.sequence.is_plain and plan.group_step == 1
-    ctes = user_chains(plan.sequence, entries=by_entry, event_ids=by_event and not by_entry)
-    if by_event:
-        values = event_values(plan.group_keys)
-        ctes.append(("entries", entry_values(plan.sequence, values) if by_entry else _grouped_events(plan)))
-    ctes.append(("totals", _totals(plan, by_entry=by_entry)))
+    ctes, joins = grouped_chains(plan.sequence, plan.group_keys, step=plan.group_step)
+    ctes.append(("totals", _totals(plan, joins)))
     shown = "totals"
     if plan.group_keys:
         ctes.append(("shown_groups", _shown_groups(plan)))
@@ -268,12 +260,11 @@ def _steps(plan: FunnelPlan, shown: str) -> list[exp.Expr]:
     """A row of values per step, out of one row of totals."""
     steps = plan.sequence.steps
     rows: list[exp.Expr] = []
-    for index, step in enumerate(steps, start=1):
+    for index in range(1, len(steps) + 1):
         before = next((number_ for number_ in range(index - 1, 0, -1) if not steps[number_ - 1].optional), 1)
-        name = f"any {index} of {len(steps)}" if plan.sequence.any_order else step.event.name
         parts = [
             number(index),
-            text(name),
+            text(plan.sequence.step_name(index)),
             column(f"users_{index}", shown),
             column(f"users_{before}", shown),
             _median(plan, shown, index),
@@ -284,18 +275,7 @@ def _steps(plan: FunnelPlan, shown: str) -> list[exp.Expr]:
     return rows
 
 
-def _grouped_events(plan: FunnelPlan) -> exp.Query:
-    """The events that can be the chain's event whose group values count, with these values."""
-    sequence = plan.sequence
-    steps = sequence.steps if sequence.any_order else (sequence.steps[plan.group_step - 1],)
-    read = steps[0].read
-    assert read is not None
-    event = BoundEvent("grouped", tuple(one for step in steps for one in step.event.alternatives))
-    columns = {**{name: column(name) for name in EVENT_ORDER}, **event_values(plan.group_keys)}
-    return distinct_events(sequence.schema, event, read, columns, alias="grouped")
-
-
-def _totals(plan: FunnelPlan, *, by_entry: bool) -> exp.Query:
+def _totals(plan: FunnelPlan, joins: list[exp.Join]) -> exp.Query:
     """Per bucket and group: how many users completed each step, the seconds each took since the step before, and how
     many went no further whose window is still open."""
     steps = plan.sequence.steps
@@ -305,23 +285,8 @@ def _totals(plan: FunnelPlan, *, by_entry: bool) -> exp.Query:
         columns.append(named(_count(_may_go_on(plan, index)), f"immature_{index}"))
         if index > 1:
             columns.append(named(collected(_gap(plan, index), _reached(plan, index)), f"seconds_{index}"))
-    joins = []
-    groups: exp.Expr = cast(exp.Null(), "text[]")
+    groups: exp.Expr = group_values(plan.group_keys) if plan.group_keys else cast(exp.Null(), "text[]")
     group_by = [f"group_{index}" for index in range(1, len(plan.group_keys) + 1)]
-    if plan.group_keys:
-        groups = group_values(plan.group_keys)
-    if any(not key.of_user for key in plan.group_keys):
-        step = plan.group_step
-        same = [same_user("entries")]
-        if by_entry:
-            same.append(exp.EQ(this=column("entry", "entries"), expression=column("entry", "chains")))
-        else:
-            same.append(exp.EQ(this=column("time", "entries"), expression=column(f"time_{step}", "chains")))
-            same.append(exp.EQ(this=column("event_id", "entries"), expression=column(f"event_id_{step}", "chains")))
-        joins.append(join(exp.table_("entries"), same, kind="" if by_entry else "LEFT"))
-    if any(key.of_user for key in plan.group_keys):
-        users = user_values(plan.sequence.schema, plan.group_keys)
-        joins.append(join(subquery(users, "grouped_users"), [same_user("grouped_users")], kind="LEFT"))
     bucket = []
     if plan.buckets:
         bucket = [named(bucket_of(plan.buckets, "time_1"), "bucket_number")]
@@ -366,12 +331,8 @@ def _count(condition: exp.Expr) -> exp.Expr:
 
 def _gap(plan: FunnelPlan, index: int) -> exp.Expr:
     """Seconds on the chain since the step before, or since the one before that where it was skipped."""
-    before = [index - 1]
-    while not plan.sequence.any_order and plan.sequence.steps[before[-1] - 1].optional:
-        before.append(before[-1] - 1)
-    earlier: exp.Expr = column(f"time_{before[0]}")
-    if len(before) > 1:
-        earlier = exp.Coalesce(this=earlier, expressions=[column(f"time_{step}") for step in before[1:]])
+    before = [column(f"time_{step}") for step in plan.sequence.before(index)]
+    earlier = before[0] if len(before) == 1 else exp.Coalesce(this=before[0], expressions=before[1:])
     return seconds(earlier, column(f"time_{index}"))
 
 

@@ -20,11 +20,10 @@ from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
 from heap_compiler.bins import MAX_BINS, edges
 from heap_compiler.bound import GroupKey
-from heap_compiler.chains import event_values, same_user
+from heap_compiler.chains import grouped_chains
 from heap_compiler.durations import collected, each_of, interval, quantiles, seconds
-from heap_compiler.entries import entry_values
 from heap_compiler.errors import HeapError
-from heap_compiler.groups import OTHER, fold_totals, group_key, group_values, user_values
+from heap_compiler.groups import OTHER, fold_totals, group_key, group_values
 from heap_compiler.ranges import window
 from heap_compiler.sequence import Sequence
 from heap_compiler.sql import (
@@ -37,11 +36,9 @@ from heap_compiler.sql import (
     number,
     select,
     share,
-    subquery,
     table_alias,
     with_ctes,
 )
-from heap_compiler.strategies import user_chains
 
 __all__ = ["ANALYSIS", "TimePlan"]
 
@@ -119,11 +116,8 @@ def _duration(written: syntax.Value | syntax.Duration) -> timedelta:
 
 def lower_time(plan: TimePlan) -> exp.Query:
     """One row per group and bin."""
-    by_event = any(not key.of_user for key in plan.group_keys)
-    ctes = user_chains(plan.sequence, entries=by_event)
-    if by_event:
-        ctes.append(("entries", entry_values(plan.sequence, event_values(plan.group_keys))))
-    ctes.append(("totals", _totals(plan)))
+    ctes, joins = grouped_chains(plan.sequence, plan.group_keys)
+    ctes.append(("totals", _totals(plan, joins)))
     source, groups = "totals", column("group_values", "totals")
     if plan.top is not None:
         ctes.append(("ranked", fold_totals("converted", plan.top)))
@@ -161,17 +155,11 @@ def lower_time(plan: TimePlan) -> exp.Query:
     return with_ctes(query, ctes)
 
 
-def _totals(plan: TimePlan) -> exp.Select:
+def _totals(plan: TimePlan, joins: list[exp.Join]) -> exp.Select:
     """Per group: how many users converted, and the seconds each took."""
     converts = is_set(column("time_2"))
     taken = collected(seconds(column("time_1"), column("time_2")), converts)
-    keys, joins = plan.group_keys, []
-    if any(not key.of_user for key in keys):
-        same_entry = exp.EQ(this=column("entry", "entries"), expression=column("entry", "chains"))
-        joins.append(join(exp.table_("entries"), [same_user("entries"), same_entry]))
-    if any(key.of_user for key in keys):
-        users = user_values(plan.sequence.schema, keys)
-        joins.append(join(subquery(users, "grouped_users"), [same_user("grouped_users")], kind="LEFT"))
+    keys = plan.group_keys
     return select(
         [
             named(exp.Count(this=column("time_2")), "converted"),

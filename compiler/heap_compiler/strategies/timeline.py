@@ -91,7 +91,7 @@ def _guarded(sequence: Sequence) -> exp.Select:
 def _reached(sequence: Sequence, index: int, source: str) -> exp.Select:
     """The chain that ends at each event of step `index`: of those that the latest chains of the steps before can be
     continued to, the one that began latest, and among equals the one that skips least."""
-    before = _predecessors(sequence, index)
+    before = sequence.before(index)
     latest = [
         named(_earlier(exp.Max(this=column(f"chain_{step}")), _unit(sequence)), f"latest_{index}_{step}")
         for step in before
@@ -112,14 +112,6 @@ def _reached(sequence: Sequence, index: int, source: str) -> exp.Select:
             this=exp.paren(greatest(*candidates)), expressions=[exp.Slice(this=number(3))], offset=0, safe=False
         )
     return select([exp.Star(), named(best, f"chain_{index}")], subquery(with_latest, "following"))
-
-
-def _predecessors(sequence: Sequence, index: int) -> list[int]:
-    """The steps that `index` may follow: the one before, and those before it that are reached by skipping."""
-    found = [index - 1]
-    while sequence.steps[found[-1] - 1].optional:
-        found.append(found[-1] - 1)
-    return found
 
 
 def _continues(sequence: Sequence, before: int, index: int) -> list[exp.Expr]:

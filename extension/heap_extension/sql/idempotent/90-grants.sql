@@ -23,7 +23,7 @@ BEGIN
         ' heap.complete(text, int),'
         ' heap.funnel(text), heap.funnel(text[]), heap.trend(text), heap.retention(text), heap.lifecycle(text),'
         ' heap.stickiness(text), heap.users(text), heap.sessions(text), heap.distribution(text), heap.time(text),'
-        ' heap.paths(text), heap.attribution(text), heap.correlate(text) TO %s', analyst
+        ' heap.paths(text), heap.attribution(text), heap.correlate(text), heap.effort(text) TO %s', analyst
     );
 END
 $$;
