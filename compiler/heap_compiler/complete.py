@@ -106,36 +106,65 @@ def _continues(candidate: str, begun: str) -> bool:
 
 def _fitting(known: str, vocabulary: Vocabulary) -> list[str]:
     """What may follow the text; nothing where it is not of the language."""
-    try:
-        reader = parser().parse_interactive(known)
-        reader.parser_state.parse_conf = _noting(reader.parser_state.parse_conf)
-        read = reader.exhaust_lexer()
-    except UnexpectedInput:
+    return [found for reader in _readers(known) for found in _candidates(reader, vocabulary, _is_count(known))]
+
+
+def _readers(known: str) -> list[_Reader]:
+    """The parser behind the text. Where the last word is a keyword only together with what follows, such as `sum` with
+    its parenthesis, the parsers behind it as that."""
+    reader = _read(known)
+    if reader is not None:
+        return [reader]
+    last = re.search(r"(?<![\w$])[\w$]+(?=\s*$)", known)
+    before = None if last is None else _read(known[: last.start()])
+    if last is None or before is None:
         return []
-    return list(_candidates(reader, read, vocabulary))
+    return [ahead for name, ahead in _accepted(before).items() if last[0].lower() in _listed().get(name, ())]
 
 
-def _candidates(reader: _Reader, read: list[Token], vocabulary: Vocabulary) -> Iterator[str]:
-    taken = _accepted(reader)
-    listed = {terminal.name: words(terminal.pattern.to_regexp()) for terminal in parser().terminals}
+def _read(known: str) -> _Reader | None:
+    reader = parser().parse_interactive(known)
+    reader.parser_state.parse_conf = _noting(reader.parser_state.parse_conf)
+    try:
+        reader.exhaust_lexer()
+    except UnexpectedInput:
+        return None
+    return reader
+
+
+@cache
+def _listed() -> dict[str, tuple[str, ...]]:
+    """Terminal -> the words it stands for."""
+    return {terminal.name: words(terminal.pattern.to_regexp()) for terminal in parser().terminals}
+
+
+def _is_count(known: str) -> bool:
+    """The text ends with a whole number other than 1."""
+    number = re.search(r"(?<![\w$.])\d+(?=\s*$)", known)
+    return number is not None and number[0] != "1"
+
+
+def _candidates(reader: _Reader, vocabulary: Vocabulary, plural: bool) -> Iterator[str]:
+    taken, listed = _accepted(reader), _listed()
     shown = [name for name in listed if name in taken and not _is_spent(reader, name)]
     place = _Place(vocabulary, frozenset(word for name in taken for word in listed.get(name, ())))
     rules = {rule for name in shown if not listed[name] for rule in _made_of(taken[name])}
     for rule, names_of in NAMING_RULES.items():  # their order, not the grammar's: events come before properties
         if rule in rules:
             yield from names_of(place)
-    after_count = bool(read) and read[-1].type == "INTEGER" and int(read[-1][:9]) != 1
-    fitting = [word for name in shown for word in _in_number(listed[name], plural=after_count)]
+    fitting = [word for name in shown for word in _in_number(listed[name], plural=plural)]
     yield from (word for word in fitting if word[0].isalpha())
     yield from (word for word in fitting if not word[0].isalpha())
 
 
-def _in_number(choices: tuple[str, ...], *, plural: bool) -> Iterator[str]:
-    """Of words that come in two numbers (`day`, `days`) the one that fits; all others."""
-    for word in choices:
+def _in_number(choices: tuple[str, ...], *, plural: bool) -> list[str]:
+    """The words; of those that come in two numbers (`day`, `days`) first the one that fits."""
+
+    def fits(word: str) -> bool:
         other = word.removesuffix("s") if word.endswith("s") else f"{word}s"
-        if other not in choices or word.endswith("s") == plural:
-            yield word
+        return other not in choices or word.endswith("s") == plural
+
+    return sorted(choices, key=lambda word: not fits(word))
 
 
 # The parser's state
