@@ -173,11 +173,13 @@ def _in_number(choices: tuple[str, ...], *, plural: bool) -> list[str]:
 def _accepted(reader: _Reader) -> dict[str, _Reader]:
     """The terminals that may come next, each with the parser behind it."""
     after = {}
-    for name in reader.choices():
-        if name.isupper() and name != "$END":
-            ahead = _fed(reader, (name,))
-            if ahead is not None:
-                after[name] = ahead
+    choices = reader.choices()
+    for name in _listed():  # in the order of the grammar, which is the same in every process
+        if name not in choices:
+            continue
+        ahead = _fed(reader, (name,))
+        if ahead is not None:
+            after[name] = ahead
     return after
 
 
