@@ -110,16 +110,16 @@ def _fitting(known: str, vocabulary: Vocabulary) -> list[str]:
 
 
 def _readers(known: str) -> list[_Reader]:
-    """The parser behind the text. Where the last word is a keyword only together with what follows, such as `sum` with
-    its parenthesis, the parsers behind it as that."""
+    """The parser behind the text, if it is of the language; and behind what it is if its last word is a keyword only
+    together with what follows, such as `sum` with its parenthesis."""
     reader = _read(known)
-    if reader is not None:
-        return [reader]
+    readers = [] if reader is None else [reader]
     last = re.search(r"(?<![\w$])[\w$]+(?=\s*$)", known)
     before = None if last is None else _read(known[: last.start()])
-    if last is None or before is None:
-        return []
-    return [ahead for name, ahead in _accepted(before).items() if last[0].lower() in _listed().get(name, ())]
+    if last is not None and before is not None:
+        ways = _accepted(before).items()
+        readers += [ahead for name, ahead in ways if last[0].lower() in _listed().get(name, ())]
+    return readers
 
 
 def _read(known: str) -> _Reader | None:
@@ -336,6 +336,7 @@ NAMING_RULES: dict[str, Callable[[_Place], Iterator[str]]] = {
     "event_name": _event_names,
     "segment_name": _segment_names,
     "in_segment": _segment_names,
+    "_node_name": _event_names,
     "raw_event": _event_types,
     "event_property": _event_properties,
     "event_property_in_quotes": _event_properties_in_quotes,

@@ -56,11 +56,13 @@ def _at_the_end(text: str) -> list[str]:
 @pytest.mark.parametrize("example", _EXAMPLES)
 def test_the_next_word_of_every_example_is_a_candidate_everywhere(example: str) -> None:
     tokens = parser().parse_interactive(example).exhaust_lexer()
+    labels = {str(token) for tree in parser().parse(example).find_data("label") for token in tree.children}
     free = {
         token.start_pos
         for tree in parser().parse(example).iter_subtrees()
         for token in tree.children
-        if isinstance(token, Token) and (tree.data in FREE_RULES or token.type in _NUMBERS)
+        if isinstance(token, Token)
+        and (tree.data in FREE_RULES or token.type in {*_NUMBERS, "STRING"} or str(token) in labels)
     }
     names = tuple(token[1:-1].replace('""', '"') for token in tokens if token.type == "NAME_IN_QUOTES")
     vocabulary = _Words(names, tuple(token for token in tokens if token.type == "WORD"))
