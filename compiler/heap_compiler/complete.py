@@ -106,36 +106,65 @@ def _continues(candidate: str, begun: str) -> bool:
 
 def _fitting(known: str, vocabulary: Vocabulary) -> list[str]:
     """What may follow the text; nothing where it is not of the language."""
+    return [found for reader in _readers(known) for found in _candidates(reader, vocabulary, _is_count(known))]
+
+
+def _readers(known: str) -> list[_Reader]:
+    """The parser behind the text, if it is of the language; and behind what it is if its last word is a keyword only
+    together with what follows, such as `sum` with its parenthesis."""
+    reader = _read(known)
+    readers = [] if reader is None else [reader]
+    last = re.search(r"(?<![\w$])[\w$]+(?=\s*$)", known)
+    before = None if last is None else _read(known[: last.start()])
+    if last is not None and before is not None:
+        ways = _accepted(before).items()
+        readers += [ahead for name, ahead in ways if last[0].lower() in _listed().get(name, ())]
+    return readers
+
+
+def _read(known: str) -> _Reader | None:
+    reader = parser().parse_interactive(known)
+    reader.parser_state.parse_conf = _noting(reader.parser_state.parse_conf)
     try:
-        reader = parser().parse_interactive(known)
-        reader.parser_state.parse_conf = _noting(reader.parser_state.parse_conf)
-        read = reader.exhaust_lexer()
+        reader.exhaust_lexer()
     except UnexpectedInput:
-        return []
-    return list(_candidates(reader, read, vocabulary))
+        return None
+    return reader
 
 
-def _candidates(reader: _Reader, read: list[Token], vocabulary: Vocabulary) -> Iterator[str]:
-    taken = _accepted(reader)
-    listed = {terminal.name: words(terminal.pattern.to_regexp()) for terminal in parser().terminals}
+@cache
+def _listed() -> dict[str, tuple[str, ...]]:
+    """Terminal -> the words it stands for."""
+    return {terminal.name: words(terminal.pattern.to_regexp()) for terminal in parser().terminals}
+
+
+def _is_count(known: str) -> bool:
+    """The text ends with a whole number other than 1."""
+    number = re.search(r"(?<![\w$.])\d+(?=\s*$)", known)
+    return number is not None and number[0] != "1"
+
+
+def _candidates(reader: _Reader, vocabulary: Vocabulary, plural: bool) -> Iterator[str]:
+    taken, listed = _accepted(reader), _listed()
     shown = [name for name in listed if name in taken and not _is_spent(reader, name)]
     place = _Place(vocabulary, frozenset(word for name in taken for word in listed.get(name, ())))
     rules = {rule for name in shown if not listed[name] for rule in _made_of(taken[name])}
     for rule, names_of in NAMING_RULES.items():  # their order, not the grammar's: events come before properties
         if rule in rules:
             yield from names_of(place)
-    after_count = bool(read) and read[-1].type == "INTEGER" and int(read[-1][:9]) != 1
-    fitting = [word for name in shown for word in _in_number(listed[name], plural=after_count)]
+    fitting = [word for name in shown for word in _in_number(listed[name], plural=plural)]
     yield from (word for word in fitting if word[0].isalpha())
     yield from (word for word in fitting if not word[0].isalpha())
 
 
-def _in_number(choices: tuple[str, ...], *, plural: bool) -> Iterator[str]:
-    """Of words that come in two numbers (`day`, `days`) the one that fits; all others."""
-    for word in choices:
+def _in_number(choices: tuple[str, ...], *, plural: bool) -> list[str]:
+    """The words; of those that come in two numbers (`day`, `days`) first the one that fits."""
+
+    def fits(word: str) -> bool:
         other = word.removesuffix("s") if word.endswith("s") else f"{word}s"
-        if other not in choices or word.endswith("s") == plural:
-            yield word
+        return other not in choices or word.endswith("s") == plural
+
+    return sorted(choices, key=lambda word: not fits(word))
 
 
 # The parser's state
@@ -144,11 +173,13 @@ def _in_number(choices: tuple[str, ...], *, plural: bool) -> Iterator[str]:
 def _accepted(reader: _Reader) -> dict[str, _Reader]:
     """The terminals that may come next, each with the parser behind it."""
     after = {}
-    for name in reader.choices():
-        if name.isupper() and name != "$END":
-            ahead = _fed(reader, (name,))
-            if ahead is not None:
-                after[name] = ahead
+    choices = reader.choices()
+    for name in _listed():  # in the order of the grammar, which is the same in every process
+        if name not in choices:
+            continue
+        ahead = _fed(reader, (name,))
+        if ahead is not None:
+            after[name] = ahead
     return after
 
 
@@ -305,6 +336,7 @@ NAMING_RULES: dict[str, Callable[[_Place], Iterator[str]]] = {
     "event_name": _event_names,
     "segment_name": _segment_names,
     "in_segment": _segment_names,
+    "_node_name": _event_names,
     "raw_event": _event_types,
     "event_property": _event_properties,
     "event_property_in_quotes": _event_properties_in_quotes,

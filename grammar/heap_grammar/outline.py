@@ -101,15 +101,16 @@ def outline() -> tuple[Rule, ...]:
     text = grammar_text()
     sections = {text.count("\n", 0, found.start()) + 1: found[0] for found in _SECTION.finditer(text)}
     lark = Lark.open_from_package("lark", "lark.lark", ("grammars",), parser="lalr", propagate_positions=True)
+    items = [item for item in lark.parse(text).children if isinstance(item, Tree) and item.data in {"rule", "token"}]
+    reader = _Reader({str(item.children[0]) for item in items})
     rules = []
-    for item in lark.parse(text).children:
-        if isinstance(item, Tree) and item.data in {"rule", "token"}:
-            heading = max((line for line in sections if line < item.meta.line), default=None)
-            section = "" if heading is None else sections[heading]
-            section = " ".join(line.removeprefix("//").strip() for line in section.splitlines())
-            name, *_, expression = item.children
-            assert isinstance(expression, Tree)
-            rules.append(Rule(_plain(str(name)), item.data == "token", section, _Reader().visit(expression)))
+    for item in items:
+        heading = max((line for line in sections if line < item.meta.line), default=None)
+        section = "" if heading is None else sections[heading]
+        section = " ".join(line.removeprefix("//").strip() for line in section.splitlines())
+        name, *_, expression = item.children
+        assert isinstance(expression, Tree)
+        rules.append(Rule(reader.plain(str(name)), item.data == "token", section, reader.visit(expression)))
     return tuple(rules)
 
 
@@ -117,12 +118,22 @@ def outline() -> tuple[Rule, ...]:
 _SECTION = re.compile(r"(?<=\n\n)(?://[^\n]*\n)+(?=\n)")
 
 
-def _plain(name: str) -> str:
-    return name.lstrip("!?_")
-
-
 class _Reader(Interpreter[Token, Expression]):
-    """Lark's tree of an expression to ours."""
+    """Lark's tree of an expression to ours.
+
+    Args:
+        written: the names of all rules and terminals, with their marks.
+    """
+
+    def __init__(self, written: set[str]) -> None:
+        super().__init__()
+        self.written = written
+
+    def plain(self, name: str) -> str:
+        """The name without the marks that say how Lark builds its tree, unless it is then that of another."""
+        unmarked = name.lstrip("!?")
+        short = unmarked.lstrip("_")
+        return unmarked if short != unmarked and self.written & {short, f"?{short}", f"!{short}"} else short
 
     def expansions(self, tree: Tree[Token]) -> Expression:
         return Choice(tuple(self._parts(tree)))
@@ -152,7 +163,7 @@ class _Reader(Interpreter[Token, Expression]):
         return Maybe(next(self._parts(tree)))
 
     def name(self, tree: Tree[Token]) -> Expression:
-        return Name(_plain(str(tree.children[0])))
+        return Name(self.plain(str(tree.children[0])))
 
     def literal(self, tree: Tree[Token]) -> Expression:
         written = str(tree.children[0])

@@ -18,6 +18,7 @@ SCOPES: dict[str, str] = {
     "STRING": "string.quoted.single",
     "NAME_IN_QUOTES": "entity.name.class",
     "AGGREGATE": "support.function",
+    "AGGREGATE_OF": "support.function",
     "UNIT": "support.constant.unit",
     "USER_DOT": "variable.language",
     "NUMBER": "constant.numeric",

@@ -56,11 +56,13 @@ def _at_the_end(text: str) -> list[str]:
 @pytest.mark.parametrize("example", _EXAMPLES)
 def test_the_next_word_of_every_example_is_a_candidate_everywhere(example: str) -> None:
     tokens = parser().parse_interactive(example).exhaust_lexer()
+    labels = {str(token) for tree in parser().parse(example).find_data("label") for token in tree.children}
     free = {
         token.start_pos
         for tree in parser().parse(example).iter_subtrees()
         for token in tree.children
-        if isinstance(token, Token) and (tree.data in FREE_RULES or token.type in _NUMBERS)
+        if isinstance(token, Token)
+        and (tree.data in FREE_RULES or token.type in {*_NUMBERS, "STRING"} or str(token) in labels)
     }
     names = tuple(token[1:-1].replace('""', '"') for token in tokens if token.type == "NAME_IN_QUOTES")
     vocabulary = _Words(names, tuple(token for token in tokens if token.type == "WORD"))
@@ -117,9 +119,9 @@ def test_any_text_completes_to_something_or_nothing(text: str, position: int | N
         ('trend count of "S', ['"Sign up"', '"Sold"']),
         ("trend count of si", ['"Sign up"']),
         ('trend count of "Sold', ['"Sold"']),
-        ("trend users of any by we", ["week"]),
-        ("trend users of any over last 3 d", ["days"]),
-        ("trend users of any over last 1 d", ["day"]),
+        ("trend users of any by we", ["week", "weeks"]),
+        ("trend users of any over last 3 d", ["days", "day"]),
+        ("trend users of any over last 1 d", ["day", "days"]),
         ("trend count of any where pl", ["platform", "plan"]),
         ("trend count of any where property o", ['"odd name"']),
         ("trend count of any where user.pl", ["plan"]),
@@ -129,6 +131,7 @@ def test_any_text_completes_to_something_or_nothing(text: str, position: int | N
         ("drop event ", ['"Sign up"', '"Sold"', '"Viewed pricing"']),
         ("trend count of any where path = '/a", []),
         ("trend count of any -- by", []),
+        ("trend sum ", ["(", "of"]),
         ("trnd count of ", []),
         ("trend count of any by day by", []),
         ("stickiness of any gr", []),

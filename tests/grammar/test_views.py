@@ -89,7 +89,8 @@ def test_every_word_of_every_example_has_its_scope(example: str) -> None:
     for token in parser().parse_interactive(example).exhaust_lexer():
         between -= set(range(token.start_pos, token.end_pos))
         found = set(scopes[token.start_pos : token.end_pos])
-        if token.type in texts or token.type == "COMPARE" or token.lower() in keywords:
+        is_symbol = token.type != "STRING" and re.fullmatch(r"\W+", token)
+        if token.type in texts or is_symbol or token.lower() in keywords:
             assert len(found) == 1, token
             (scope,) = found
             assert scope.startswith(("keyword.", "constant.language", "punctuation.")), token
