@@ -216,7 +216,9 @@ def _is_about_properties(predicate: syntax.Predicate) -> bool:
 
 
 def _holds_without_facts(predicate: syntax.Predicate) -> bool:
-    """True when a user of whom no fact holds belongs to it."""
+    """True when a user without any mark belongs to it."""
+    if _is_about_properties(predicate):  # one fact, `not` and all
+        return False
     match predicate:
         case syntax.And(predicates=parts):
             return all(_holds_without_facts(part) for part in parts)

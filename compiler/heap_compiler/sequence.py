@@ -64,7 +64,7 @@ class Sequence:
         held: values over the events table that stay the same, and are not null, along a chain.
         unit: whose chains they are: a user's, those inside one session, or all that do not overlap.
         first_time: a chain begins with the user's first event of step 1 ever.
-        alias: the scans of the steps are called `<alias>_1`, `<alias>_2`, ...
+        alias: the scans of the steps are called `<alias>_1`, ..., those of the exclusions `<alias>_without_1`, ...
     """
 
     schema: str
@@ -95,7 +95,7 @@ class Sequence:
         """The names that the scans have in the query, and the event each reads."""
         steps = {f"{self.alias}_{index}": step.event.name for index, step in enumerate(self.steps, start=1)}
         excluded = enumerate(self.exclusions, start=1)
-        return steps | {f"without_{index}": exclusion.event.event.name for index, exclusion in excluded}
+        return steps | {f"{self.alias}_without_{index}": exclusion.event.event.name for index, exclusion in excluded}
 
     @property
     def is_plain(self) -> bool:

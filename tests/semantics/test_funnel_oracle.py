@@ -114,6 +114,8 @@ def _compare(asked: psycopg.Connection[Any], data: st.DataObject, *, plain: bool
         clauses, arrows, rules = data.draw(_rules(len(steps), length, start, end))
     group_step = data.draw(st.integers(1, len(steps))) if grouped and not plain else 1
     grouped += f" of step {group_step}" * (group_step > 1)
+    has_total = bool(grouped) and data.draw(st.booleans())
+    grouped += " with total" * has_total
     unit = data.draw(st.sampled_from([None, None, "day", "week"]))
     head = steps[0][0] + "".join(f" {arrow} {text}" for arrow, (text, _) in zip(arrows, steps[1:], strict=True))
     statement = f"funnel {head} {clauses} within {window} {over} {grouped} {f'by {unit}' if unit else ''}"
@@ -128,7 +130,10 @@ def _compare(asked: psycopg.Connection[Any], data: st.DataObject, *, plain: bool
         bucket = oracle.local_bucket(chain[0].time, unit, ZONE) if unit else None
         return bucket, group(user, chain[group_step - 1])
 
-    expected = oracle.funnel(events, [test for _, test in steps], rules, _NOW, key)
+    tests = [test for _, test in steps]
+    expected = oracle.funnel(events, tests, rules, _NOW, key)
+    if has_total:
+        expected |= oracle.funnel(events, tests, rules, _NOW, lambda user, chain: (key(user, chain)[0], "total"))
     found = {
         ((oracle.local_bucket(row[8], unit, ZONE) if unit else None, row[0]), row[1]): oracle.FunnelRow(
             row[3], row[6], row[7], row[9]
@@ -145,6 +150,32 @@ def _compare(asked: psycopg.Connection[Any], data: st.DataObject, *, plain: bool
     assert not expected.keys() - found.keys(), statement
     groups = {place[0][1] for place in expected} or set()
     assert {row[0] for row in rows} == (groups if grouped else {None}), statement
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_compared_funnels_are_those_of_the_two_periods(asked: psycopg.Connection[Any], data: st.DataObject) -> None:
+    events = data.draw(histories())
+    steps = " -> ".join(f"({text})" for text, _ in data.draw(st.lists(events_of_language, min_size=2, max_size=3)))
+    rest = data.draw(st.sampled_from(["", "group by country", "by day", "group by user.plan with total by day",
+                                      "group by country top 1", "in any order counting sessions"]))  # fmt: skip
+    try:
+        insert(asked, APP, events)
+
+        def rows(clauses: str) -> list[Any]:
+            return asked.execute("SELECT * FROM heap.funnel(%s)", (f"{steps} {rest} {clauses}",)).fetchall()
+
+        both = rows("from '2025-10-28' to '2025-11-02' compared to previous period")
+        apart = [rows("from '2025-10-22' to '2025-10-27'"), rows("from '2025-10-28' to '2025-11-02'")]
+    finally:
+        asked.rollback()
+    firsts = (datetime(2025, 10, 22, tzinfo=ZONE), datetime(2025, 10, 28, tzinfo=ZONE))
+    expected = [
+        row if "by day" in rest else (*row[:8], first, row[9])
+        for first, period in zip(firsts, apart, strict=True)
+        for row in period
+    ]
+    assert both == expected, (steps, rest)
 
 
 def _near(one: timedelta | None, two: timedelta | None) -> bool:

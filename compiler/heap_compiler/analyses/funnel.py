@@ -6,7 +6,7 @@ entry it can have. Groups, and times between steps, are read off that chain.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import cast as typing_cast
 
@@ -20,10 +20,10 @@ from heap_compiler.bound import Alternative, BoundEvent, GroupKey
 from heap_compiler.chains import grouped_chains
 from heap_compiler.durations import collected, each_of, interval, quantile, seconds
 from heap_compiler.errors import HeapError
-from heap_compiler.groups import OTHER, group_key, group_values
+from heap_compiler.groups import OTHER, TOTAL, group_key, group_values
 from heap_compiler.passes import SEQUENCE_PASSES
 from heap_compiler.predicates import property_text
-from heap_compiler.ranges import bucket_starts, window
+from heap_compiler.ranges import TimeRange, bucket_starts, window
 from heap_compiler.sequence import Exclusion, Sequence, SequenceStep
 from heap_compiler.sql import (
     all_of,
@@ -41,6 +41,7 @@ from heap_compiler.sql import (
     table_alias,
     text,
     timestamp,
+    union_all,
     with_ctes,
 )
 
@@ -55,6 +56,9 @@ FUNNEL_RULES: tuple[type[syntax.Clause], ...] = (
     syntax.Counting,
 )
 """The clauses that say what a chain is."""
+
+_LAST = 2**31 - 1
+"""The rank of the total."""
 
 _DEFAULT_WINDOW = timedelta(days=30)
 _MAX_STEPS = 20
@@ -79,8 +83,9 @@ class FunnelPlan:
 
     Attributes:
         group_step: number of the step whose event the groups are read off.
-        buckets: first instants of the buckets of the entries; empty without `by`.
+        buckets: first instants of the buckets of the entries; empty without `by`, the range's own when it is compared.
         now: chains that began less than a window before may still go on.
+        previous: the same funnel over the period before, when they are compared.
     """
 
     sequence: Sequence
@@ -88,8 +93,15 @@ class FunnelPlan:
     group_keys: tuple[GroupKey, ...]
     group_step: int
     top: int | None
+    with_total: bool
     buckets: tuple[datetime, ...]
     now: datetime
+    previous: FunnelPlan | None = None
+
+    @property
+    def has_folds(self) -> bool:
+        """Whether shown groups are made of several."""
+        return self.top is not None or self.with_total
 
 
 def bind_funnel(statement: syntax.AnalysisStatement, binder: Binder) -> FunnelPlan:
@@ -100,20 +112,34 @@ def bind_funnel(statement: syntax.AnalysisStatement, binder: Binder) -> FunnelPl
     group_step = 1 if grouped is None or grouped.step is None else grouped.step
     if grouped is not None and group_step > len(sequence.steps):
         raise HeapError(f"there is no step {group_step}", grouped.span, f"the last is step {len(sequence.steps)}")
-    zone = binder.catalog.time_zone
-    return FunnelPlan(
+    zone, before = binder.catalog.time_zone, binder.compared_range
+
+    def buckets(over: TimeRange) -> tuple[datetime, ...]:
+        if by is not None:
+            return tuple(bucket_starts(over, by.unit, zone, by.span))
+        return () if before is None else (over.start,)
+
+    plan = FunnelPlan(
         sequence=sequence,
         users=binder.users,
         group_keys=binder.group_keys,
         group_step=group_step,
         top=binder.top,
-        buckets=() if by is None else tuple(bucket_starts(sequence.entry, by.unit, zone, by.span)),
+        with_total=binder.with_total,
+        buckets=buckets(sequence.entry),
         now=binder.catalog.now,
     )
+    if before is None:
+        return plan
+    earlier = bind_sequence(statement, binder, before)
+    return replace(plan, previous=replace(plan, sequence=earlier, buckets=buckets(before)))
 
 
-def bind_sequence(statement: syntax.AnalysisStatement, binder: Binder) -> Sequence:
+def bind_sequence(statement: syntax.AnalysisStatement, binder: Binder, over: TimeRange | None = None) -> Sequence:
     """The steps of a head `A -> B -> C` and the rules of their chain, after `SEQUENCE_PASSES`.
+
+    Args:
+        over: when users may enter; None for the statement's range.
 
     Raises:
         HeapError: fewer than two steps or more than twenty, rules that exclude each other, or a part that cannot be
@@ -143,7 +169,8 @@ def bind_sequence(statement: syntax.AnalysisStatement, binder: Binder) -> Sequen
             for step in steps
         ),
         window=_DEFAULT_WINDOW if within is None else window(within.duration),
-        entry=binder.time_range,
+        entry=binder.time_range if over is None else over,
+        alias="step" if over is None else "previous_step",
         any_order=any_order is not None,
         exclusions=_exclusions(len(steps), binder),
         held=() if holding is None else tuple(_held(of) for of in holding.properties),
@@ -191,19 +218,31 @@ def _held(of: syntax.Property) -> exp.Expr:
 
 
 def lower_funnel(plan: FunnelPlan) -> exp.Query:
-    """One row per bucket, group and step."""
+    """One row per bucket, group and step; those of the previous period first."""
+    if plan.previous is None:
+        return _lower(plan)
+    periods = [_lower(period, placed=True) for period in (plan.previous, plan)]
+    return select(
+        [column(name) for name, _ in _ROW],
+        subquery(union_all([select([exp.Star()], subquery(period, "period")) for period in periods]), "periods"),
+        order_by=[column("bucket"), column("rank"), column("step")],
+    )
+
+
+def _lower(plan: FunnelPlan, *, placed: bool = False) -> exp.Select:
+    """The rows of one period, in order or, to be put in order, with what they are ordered by."""
     ctes, joins = grouped_chains(plan.sequence, plan.group_keys, step=plan.group_step)
     ctes.append(("totals", _totals(plan, joins)))
     shown = "totals"
     if plan.group_keys:
         ctes.append(("shown_groups", _shown_groups(plan)))
-    if plan.top is not None:
+    if plan.has_folds:
         ctes.append(("folded", _folded(plan)))
         shown = "folded"
-    return with_ctes(_rows(plan, shown), ctes)
+    return with_ctes(_rows(plan, shown, placed=placed), ctes)
 
 
-def _rows(plan: FunnelPlan, shown: str) -> exp.Select:
+def _rows(plan: FunnelPlan, shown: str, *, placed: bool) -> exp.Select:
     """The totals, one row per step; with `by`, also of the buckets in which nobody entered."""
     values, joins = column("group_values", shown), []
     source: exp.Expr = exp.table_(shown)
@@ -231,15 +270,14 @@ def _rows(plan: FunnelPlan, shown: str) -> exp.Select:
         ),
     )
     joins.append(join(lateral, kind="CROSS"))
-    order: list[exp.Expr] = [column("bucket", "buckets")] if plan.buckets else []
-    if plan.group_keys:
-        is_other = exp.EQ(this=values.copy(), expression=OTHER.copy())
-        order += [*([is_other] if plan.top is not None else []), column("rank", "groups")]
+    key = group_key(plan.group_keys, values, has_other=plan.top is not None, has_total=plan.with_total)
+    rank: exp.Expr = column("rank", "groups") if plan.group_keys else number(1)
+    order = [*([column("bucket", "buckets")] if plan.buckets else []), *([rank.copy()] if plan.group_keys else [])]
     users = exp.Coalesce(this=column("users", "steps"), expressions=[number(0)])
     immature = exp.Coalesce(this=column("immature", "steps"), expressions=[number(0)])
     return select(
         [
-            named(group_key(plan.group_keys, values, has_other=plan.top is not None), "group_key"),
+            named(key, "group_key"),
             column("step", "steps"),
             column("event", "steps"),
             named(cast(users, "bigint"), "users"),
@@ -249,10 +287,11 @@ def _rows(plan: FunnelPlan, shown: str) -> exp.Select:
             named(interval(column("average_seconds", "steps")), "average_time"),
             named(bucket, "bucket"),
             named(cast(exp.Null() if plan.sequence.unit == "conversions" else immature, "bigint"), "immature"),
+            *([named(rank, "rank")] if placed else []),
         ],
         source,
         joins=joins,
-        order_by=[*order, column("step", "steps")],
+        order_by=[] if placed else [*order, column("step", "steps")],
     )
 
 
@@ -336,17 +375,21 @@ def _gap(plan: FunnelPlan, index: int) -> exp.Expr:
     return seconds(earlier, column(f"time_{index}"))
 
 
-def _shown_groups(plan: FunnelPlan) -> exp.Select:
-    """The groups by size, each with the one it is shown as: those beyond the top become the empty group, `other`."""
+def _shown_groups(plan: FunnelPlan) -> exp.Query:
+    """The groups by size, each with the one it is shown as: those beyond the top as `other`, all of them as the total
+    too. A chain is in one group, so that the total is their sum."""
     size = exp.Ordered(this=exp.Sum(this=column("users_1")), desc=True, nulls_first=False)
     rank = exp.Window(this=exp.RowNumber(), order=exp.Order(expressions=[size, column("group_values")]))
     ranked = select([column("group_values"), named(rank, "rank")], "totals", group_by=[column("group_values")])
-    if plan.top is None:
-        return select([column("group_values"), column("rank"), named(column("group_values"), "shown")],
-                      subquery(ranked, "sized"))  # fmt: skip
-    is_top = exp.LTE(this=column("rank"), expression=number(plan.top))
-    folded = exp.Case(ifs=[exp.If(this=is_top, true=column("group_values"))], default=OTHER.copy())
-    return select([column("group_values"), column("rank"), named(folded, "shown")], subquery(ranked, "sized"))
+    shown: exp.Expr = column("group_values")
+    if plan.top is not None:
+        is_top = exp.LTE(this=column("rank"), expression=number(plan.top))
+        shown = exp.Case(ifs=[exp.If(this=is_top, true=shown)], default=OTHER.copy())
+    groups = select([column("group_values"), column("rank"), named(shown, "shown")], subquery(ranked, "sized"))
+    if not plan.with_total:
+        return groups
+    every = select([column("group_values"), number(_LAST), TOTAL.copy()], "totals", group_by=[column("group_values")])
+    return union_all([groups, every])
 
 
 def _same_group() -> exp.Expr:
@@ -382,7 +425,7 @@ def _over_seconds(plan: FunnelPlan, shown: str, index: int, aggregate: exp.Expr)
     if index == 1:
         return cast(exp.Null(), "double precision")
     unnested = each_of(column(f"seconds_{index}", "totals"), "seconds")
-    if plan.top is None:
+    if not plan.has_folds:
         return exp.Subquery(this=select([aggregate], unnested))
     same = [exp.EQ(this=column("shown", "shown_groups"), expression=column("group_values", shown))]
     if plan.buckets:
@@ -393,12 +436,14 @@ def _over_seconds(plan: FunnelPlan, shown: str, index: int, aggregate: exp.Expr)
 
 def funnel_sources(plan: FunnelPlan) -> dict[str, str]:
     """The names that the steps' scans have in the query."""
-    return plan.sequence.sources
+    return {**plan.sequence.sources, **(plan.previous.sequence.sources if plan.previous is not None else {})}
 
 
 ANALYSIS = Analysis(
     keyword="funnel",
-    clauses=(syntax.Within, *FUNNEL_RULES, syntax.By, syntax.GroupBy, syntax.Top),
+    clauses=(
+        syntax.Within, *FUNNEL_RULES, syntax.By, syntax.GroupBy, syntax.Top, syntax.WithTotal, syntax.Compared,
+    ),
     row=_ROW,
     bind=bind_funnel,
     lower=lower_funnel,

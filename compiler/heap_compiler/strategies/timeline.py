@@ -64,7 +64,7 @@ def _matched(sequence: Sequence) -> exp.Query:
     nulls = {name: cast(exp.Null(), "bigint" if name == "session_id" else "text") for name in shared}
     for index, exclusion in enumerate(sequence.exclusions, start=1):
         columns = {"step": number(-index), **nulls}
-        parts += step_events(sequence, exclusion.event, columns, alias=f"without_{index}")
+        parts += step_events(sequence, exclusion.event, columns, alias=f"{sequence.alias}_without_{index}")
     return union_all(parts)
 
 
