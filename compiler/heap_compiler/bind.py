@@ -138,8 +138,13 @@ class Binder:
 
     def name_of(self, node: syntax.Node) -> str:
         """What the analyst wrote there, on one line; a defined event's plain name."""
-        if isinstance(node, syntax.DefinedEvent):
-            return node.name
+        match node:
+            case syntax.DefinedEvent(name=name):
+                return name
+            case syntax.RawEvent(type=raw):
+                return raw
+            case syntax.AnyEvent():
+                return "any"
         return " ".join(self.text[node.span.start : node.span.end].split())
 
     @cached_property

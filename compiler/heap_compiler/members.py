@@ -7,6 +7,7 @@ the marks of each. That is one pass over the indexes of the facts, within a user
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from sqlglot import exp
@@ -108,7 +109,16 @@ class MemberBinder:
                 if segment.list_table is not None:
                     return predicate
                 return self._resolve(parse_members(segment.definition).predicate, (*path, name))
+            case syntax.Did() | syntax.DidThen() if len(path) > len(self._path):
+                return predicate.model_copy(update={"segment": path[-1]})
         return predicate
+
+    def _event(self, event: syntax.Event, segment: str | None) -> BoundEvent:
+        """The bound event; one written in a segment is named after it, since its words are not in the statement."""
+        bound = self._bind_event(event)
+        if segment is None or isinstance(event, (syntax.DefinedEvent, syntax.RawEvent, syntax.AnyEvent)):
+            return bound
+        return replace(bound, name=f'an event of "{segment}"')
 
     def _users(self, where: list[exp.Expr]) -> exp.Select:
         return select([column("user_id")], users_table(self.catalog.schema), where=where)
@@ -152,7 +162,7 @@ class MemberBinder:
         raise AssertionError(predicate)
 
     def _did(self, did: syntax.Did) -> exp.Expr:
-        event, read = self._bind_event(did.event), self._range(did.during)
+        event, read = self._event(did.event, did.segment), self._range(did.during)
         alias = f"fact_{self._next_mark}_events"
         self.sources[alias] = event.name
         columns = {"user_id": column("user_id")}
@@ -173,7 +183,7 @@ class MemberBinder:
         alias = f"fact_{self._next_mark}_step"
         sequence = Sequence(
             schema=self.catalog.schema,
-            steps=tuple(SequenceStep(self._bind_event(event)) for event in did.events),
+            steps=tuple(SequenceStep(self._event(event, did.segment)) for event in did.events),
             window=_LONGEST if did.within is None else window(did.within),
             entry=self._range(did.during),
             alias=alias,

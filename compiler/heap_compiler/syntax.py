@@ -180,20 +180,24 @@ class Or(Node):
 
 
 class Did(Node):
-    """`did E at least 2 times in last 90 days`: from `least` to `most` such events; None means no limit."""
+    """`did E at least 2 times in last 90 days`: from `least` to `most` such events; None means no limit. `segment` is
+    the one whose definition says so, set where it is put in."""
 
     event: Event
     least: int | None
     most: int | None
     during: Over | None
+    segment: str | None = None
 
 
 class DidThen(Node):
-    """`did A then B within 7 days`: these events one after another, the last at most `within` after the first."""
+    """`did A then B within 7 days`: these events one after another, the last at most `within` after the first.
+    `segment` as in `Did`."""
 
     events: tuple[Event, ...]
     within: Duration | None
     during: Over | None
+    segment: str | None = None
 
 
 class InSegment(Node):
