@@ -1,19 +1,20 @@
 """Conditions that no event can meet, found where they are written: an analyst who wrote one did not mean it.
 
 Only what is certain, and only within one conjunction as written: one side of an `or` may be impossible, and what a
-defined event stands for is not looked into, since it may change.
+defined event stands for is not looked into, since it may change. A value of another type than its column is no
+contradiction: the language says that such a comparison is simply false.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from decimal import Decimal
 
 from sqlglot import exp
 
 from heap_compiler import syntax
 from heap_compiler.errors import HeapError
 from heap_compiler.passes.gate_predicates import pinned_values
-from heap_compiler.sql import FALSE, conjuncts
 
 __all__ = ["contradiction"]
 
@@ -34,20 +35,14 @@ def contradiction(
             allowed[name] = before & values
             if not allowed[name]:
                 others = " or ".join(repr(value) for value in sorted(before))
-                return _never(predicate, f"{name} is {others} already" if values else _why(predicate))
-        if any(part == FALSE for part in conjuncts(condition)):
-            return _never(predicate, _why(predicate))
+                why = f"{name} is {others} already" if values else "one part of it contradicts another"
+                return HeapError("this can never match", predicate.span, why)
+        if isinstance(predicate, syntax.Between) and not predicate.negated and _is_reversed(predicate):
+            return HeapError("this can never match", predicate.span, "the first value is the greater one")
     return None
 
 
-def _never(predicate: syntax.Predicate, why: str) -> HeapError:
-    return HeapError("this can never match", predicate.span, why)
-
-
-def _why(predicate: syntax.Predicate) -> str:
-    match predicate:
-        case syntax.Between(low=low, high=high) if type(low.value) is type(high.value):
-            return "the first value is the greater one"
-        case syntax.Compare(property=of) | syntax.InList(property=of) | syntax.Between(property=of):
-            return f"{of.name} never has a value of that type"
-    return "one part of it contradicts another"
+def _is_reversed(between: syntax.Between) -> bool:
+    """True of numbers; texts are ordered by the database."""
+    low, high = between.low.value, between.high.value
+    return isinstance(low, Decimal) and isinstance(high, Decimal) and low > high

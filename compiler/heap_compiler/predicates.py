@@ -120,10 +120,6 @@ class PredicateBinder:
                 plain = values.compare(operator, value)
             case syntax.InList(values=members):
                 plain = values.one_of(members)
-            case syntax.Between(
-                low=syntax.Value(value=Decimal() as low), high=syntax.Value(value=Decimal() as high)
-            ) if low > high:
-                plain = FALSE
             case syntax.Between(low=low, high=high):
                 plain = all_of([values.compare(">=", low), values.compare("<=", high)])
             case syntax.TextTest(operator=operator, text=literal):
