@@ -44,6 +44,7 @@ from heap_compiler.sql import (
     union_all,
     with_ctes,
 )
+from heap_compiler.strategies.any_order import MAX_ENTANGLED, entangled_steps
 
 __all__ = ["ANALYSIS", "FUNNEL_RULES", "FunnelPlan", "bind_sequence"]
 
@@ -179,6 +180,12 @@ def bind_sequence(statement: syntax.AnalysisStatement, binder: Binder, over: Tim
     )
     for sequence_pass in SEQUENCE_PASSES:
         sequence = sequence_pass(sequence)
+    if any_order is not None and max(map(len, entangled_steps(sequence.steps))) > MAX_ENTANGLED:
+        raise HeapError(
+            f"more than {MAX_ENTANGLED} steps in any order can match the same events",
+            any_order.span,
+            "use events of different types",
+        )
     return sequence
 
 

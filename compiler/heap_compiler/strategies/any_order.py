@@ -17,7 +17,6 @@ from itertools import combinations
 
 from sqlglot import exp
 
-from heap_compiler.errors import HeapError
 from heap_compiler.passes.disjoint_steps import disjoint
 from heap_compiler.scan import EVENT_ORDER
 from heap_compiler.sequence import Sequence, SequenceStep
@@ -37,19 +36,19 @@ from heap_compiler.sql import (
 )
 from heap_compiler.strategies.reading import step_events
 
-__all__ = ["any_order_chains"]
+__all__ = ["MAX_ENTANGLED", "any_order_chains", "entangled_steps"]
 
-_MAX_ENTANGLED = 6
+MAX_ENTANGLED = 6
 """Steps that can match each other's events: each subset of them is counted."""
 
 
 def any_order_chains(sequence: Sequence) -> list[tuple[str, exp.Query]]:
     """The named queries that end in `chains`; see `strategies.user_chains`. Step k is the k-th one done, whichever.
 
-    Raises:
-        HeapError: more than six steps can match the same events.
+    Args:
+        sequence: at most `MAX_ENTANGLED` of its steps can match the same events.
     """
-    groups = _entangled(sequence.steps)
+    groups = entangled_steps(sequence.steps)
     unit = _unit(sequence)
     return [
         ("events", _events(sequence)),
@@ -63,7 +62,7 @@ def any_order_chains(sequence: Sequence) -> list[tuple[str, exp.Query]]:
     ]
 
 
-def _entangled(steps: tuple[SequenceStep, ...]) -> list[tuple[int, ...]]:
+def entangled_steps(steps: tuple[SequenceStep, ...]) -> list[tuple[int, ...]]:
     """The steps, by index, in groups: those of different groups match no common event."""
     groups: list[set[int]] = [{index} for index in range(len(steps))]
     for one, other in combinations(range(len(steps)), 2):
@@ -73,11 +72,6 @@ def _entangled(steps: tuple[SequenceStep, ...]) -> list[tuple[int, ...]]:
             if mine is not theirs:
                 groups.remove(theirs)
                 mine |= theirs
-    if any(len(group) > _MAX_ENTANGLED for group in groups):
-        raise HeapError(
-            f"more than {_MAX_ENTANGLED} steps in any order can match the same events",
-            hint="use events of different types",
-        )
     return [tuple(sorted(group)) for group in groups]
 
 
@@ -106,7 +100,7 @@ def _events(sequence: Sequence) -> exp.Query:
 def _numbered(unit: list[str]) -> exp.Select:
     place = exp.Window(this=exp.RowNumber(), partition_by=[column("user_id")], order=_in_time())
     names = [*EVENT_ORDER, *unit[1:], "steps", "instant"]
-    return select([*(column(name) for name in names), named(cast(place, "bigint"), "position")], "events")
+    return select([*(column(name) for name in names), named(place, "position")], "events")
 
 
 def _most_steps(groups: list[tuple[int, ...]], events_of: Callable[[int], exp.Expr]) -> exp.Expr:

@@ -207,7 +207,7 @@ def _chains(sequence: Sequence) -> exp.Select:
 
 def _event() -> exp.Expr:
     """The chain that is this event alone."""
-    parts = [cast(column("position"), "bigint"), column("instant"), column("event_id")]
+    parts = [column("position"), column("instant"), column("event_id")]
     return exp.Array(expressions=parts)
 
 

@@ -121,9 +121,15 @@ class TrendPlan:
         return tuple({measure.cte: measure for series in self.series for measure in series.measures}.values())
 
 
+_MAX_SERIES = 50
+
+
 def bind_trend(statement: syntax.AnalysisStatement, binder: Binder) -> TrendPlan:
-    """Raises HeapError: a part that cannot be bound, two series of one name, or clauses that do not fit together."""
+    """Raises HeapError: a part that cannot be bound, too many series, two of one name, or clauses that do not fit
+    together."""
     head = typing_cast("tuple[syntax.Series, ...]", statement.head)
+    if len(head) > _MAX_SERIES:
+        raise HeapError(f"a trend has at most {_MAX_SERIES} series, this one {len(head)}", head[_MAX_SERIES].span)
     ranges = [("", "", binder.time_range)]
     if binder.compared_range is not None:
         ranges.append(("_previous", " (previous period)", binder.compared_range))
