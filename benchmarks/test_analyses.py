@@ -84,6 +84,22 @@ _MEASURED = {
         ("Viewed pricing", "Purchase"),
         why="a window and a GROUP BY pass over every merged row, as in a funnel of two steps",
     ),
+    "paths": Measured(
+        f'paths across "Viewed pricing", "Purchase", "Signed up" from "Viewed pricing" within 1 day over {RANGE}',
+        ("Viewed pricing", "Purchase", "Signed up"),
+    ),
+    "attribution": Measured(
+        f'attribution of "Purchase" to landing_page by first touch within 14 days {RANGE}',
+        ("Purchase",),
+    ),
+    "correlate": Measured(
+        f'correlate "Viewed pricing" -> "Purchase" within 14 days with user.plan, "Signed up" {RANGE}',
+        ("Viewed pricing", "Purchase", "Signed up"),
+    ),
+    "effort": Measured(
+        f'effort "Viewed pricing" -> "Purchase" within 14 days {RANGE}',
+        ("Viewed pricing", "Purchase"),
+    ),
 }
 
 
