@@ -9,8 +9,8 @@ from sqlglot import exp
 
 from heap_compiler.bound import BoundEvent
 from heap_compiler.ranges import TimeRange
-from heap_compiler.scan import scans
-from heap_compiler.sql import column, function, select, subquery, timestamps, union_all
+from heap_compiler.scan import EVENT_ORDER, scans
+from heap_compiler.sql import column, function, named, select, subquery, timestamps, union_all
 
 __all__ = ["active_buckets", "bucket_of", "of_users"]
 
@@ -34,7 +34,15 @@ def active_buckets(
     *,
     alias: str,
 ) -> exp.Select:
-    """Rows of distinct `user_id, bucket`."""
-    columns = {"user_id": column("user_id"), "bucket": bucket_of(bounds)}
-    events = union_all(scans(schema, event, read, columns, alias=alias, extra=of_users(users)))
-    return select([column("user_id"), column("bucket")], subquery(events, "events"), distinct=True)
+    """Rows of distinct `user_id, bucket`, with `time` and `event_id` of the first event there, in the order of the
+    index: what is distinct needs neither hash nor sort."""
+    columns = {**{name: column(name) for name in EVENT_ORDER}, "bucket": bucket_of(bounds)}
+    events = union_all(scans(schema, event, read, columns, alias=alias, extra=of_users(users), ordered=True))
+    before = exp.Window(
+        this=function("lag", column("bucket")),
+        partition_by=[column("user_id")],
+        order=exp.Order(expressions=[column("time"), column("event_id")]),
+    )
+    placed = select([exp.Star(), named(before, "bucket_of_event_before")], subquery(events, "events"))
+    is_first = exp.NullSafeNEQ(this=column("bucket"), expression=column("bucket_of_event_before"))
+    return select([column(name) for name in columns], subquery(placed, "placed"), where=[is_first])

@@ -8,7 +8,7 @@ from typing import Literal
 
 from sqlglot import exp
 
-__all__ = ["Alternative", "BoundEvent", "FirstAfter", "GroupKey"]
+__all__ = ["EVERY_EVENT", "Alternative", "BoundEvent", "FirstAfter", "GroupKey"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,10 @@ class BoundEvent:
 
     name: str
     alternatives: tuple[Alternative, ...]
+
+
+EVERY_EVENT = BoundEvent("any", (Alternative((), None),))
+"""`any`"""
 
 
 @dataclass(frozen=True, slots=True)

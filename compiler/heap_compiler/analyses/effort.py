@@ -14,16 +14,16 @@ from heap_compiler.activity import of_users
 from heap_compiler.analyses.funnel import FUNNEL_RULES, bind_sequence
 from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
-from heap_compiler.bound import GroupKey
+from heap_compiler.bound import EVERY_EVENT, GroupKey
 from heap_compiler.chains import grouped_chains
 from heap_compiler.durations import collected, each_of, interval, quantile, seconds
 from heap_compiler.errors import HeapError
 from heap_compiler.groups import group_key, group_order, group_values
+from heap_compiler.scan import scans
 from heap_compiler.sequence import Sequence
 from heap_compiler.sql import (
     cast,
     column,
-    events_table,
     function,
     is_set,
     join,
@@ -132,7 +132,7 @@ def _measured(plan: EffortPlan, joins: list[exp.Join]) -> exp.Select:
 def _between(plan: EffortPlan) -> exp.Select:
     """Per step, how many of the user's events lie between it and the one before: one scan from first to last."""
     place = exp.Tuple(expressions=[column("time", "every"), column("event_id", "every")])
-    counts = []
+    counts: dict[str, exp.Expr] = {}
     for step in plan.later_steps:
         before = exp.Tuple(expressions=[_before(plan, step, "time"), _before(plan, step, "event_id")])
         after = exp.Tuple(expressions=[_at(step, "time"), _at(step, "event_id")])
@@ -140,18 +140,17 @@ def _between(plan: EffortPlan) -> exp.Select:
             this=exp.GT(this=place.copy(), expression=before), expression=exp.LT(this=place.copy(), expression=after)
         )
         counted = exp.Filter(this=exp.Count(this=exp.Star()), expression=exp.Where(this=inside))
-        counts.append(named(counted, f"events_{step}"))
+        counts[f"events_{step}"] = counted
     last = exp.Coalesce(this=_at(_count(plan), "time"), expressions=[
         _at(step, "time") for step in range(_count(plan) - 1, 0, -1)])  # fmt: skip
-    return select(
-        counts,
-        events_table(plan.sequence.schema, "every"),
-        where=[
-            exp.EQ(this=column("user_id", "every"), expression=column("user_id", "taken")),
-            exp.GTE(this=column("time", "every"), expression=_at(1, "time")),
-            exp.LTE(this=column("time", "every"), expression=last),
-        ],
-    )
+    same_user = exp.EQ(this=column("user_id", "every"), expression=column("user_id", "taken"))
+    from_first = exp.GTE(this=column("time", "every"), expression=_at(1, "time"))
+    to_last = exp.LTE(this=column("time", "every"), expression=last)
+    read = plan.sequence.steps[-1].read
+    assert read is not None
+    near = [same_user, from_first, to_last]
+    (between,) = scans(plan.sequence.schema, EVERY_EVENT, read, counts, alias="every", extra=near)
+    return between
 
 
 def _at(step: int, name: str) -> exp.Column:

@@ -16,7 +16,7 @@ from heap_compiler import syntax
 from heap_compiler.activity import bucket_of, of_users
 from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
-from heap_compiler.bound import Alternative, BoundEvent, GroupKey
+from heap_compiler.bound import EVERY_EVENT, GroupKey
 from heap_compiler.chains import grouped_chains
 from heap_compiler.durations import collected, each_of, interval, quantile, seconds
 from heap_compiler.errors import HeapError
@@ -213,8 +213,7 @@ def _exclusions(steps: int, binder: Binder) -> tuple[Exclusion, ...]:
         found.append(Exclusion(SequenceStep(binder.event(without.event)), first, last))
     strictly = binder.clause(syntax.StrictlyInOrder)
     if strictly is not None:
-        every = BoundEvent("any", (Alternative((), None),))
-        found.append(Exclusion(SequenceStep(every), 1, steps))
+        found.append(Exclusion(SequenceStep(EVERY_EVENT), 1, steps))
     return tuple(found)
 
 

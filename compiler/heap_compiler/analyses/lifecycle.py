@@ -56,65 +56,64 @@ def lower_lifecycle(plan: LifecyclePlan) -> exp.Query:
     neighbours = select(
         [column("bucket"), _neighbour("lag", "bucket_before"), _neighbour("lead", "bucket_after")], "active"
     )
-    counted = select(
-        [column("bucket", "marks"), column("status", "marks"), named(exp.Count(this=exp.Star()), "users")],
-        "neighbours",
-        joins=[join(_marks(), kind="CROSS")],
-        group_by=[column("bucket", "marks"), column("status", "marks")],
-    )
     shown = numbered_times(plan.buckets, "buckets", time="bucket", number="bucket_number")
-    rows = [exp.Tuple(expressions=[number(index), text(status)]) for index, status in enumerate(_STATUSES, start=1)]
-    statuses = exp.Values(expressions=rows, alias=table_alias("statuses", "status_number", "status"))
-    same = [
-        exp.EQ(this=column("bucket", "counted"), expression=column("bucket_number", "buckets")),
-        exp.EQ(this=column("status", "counted"), expression=column("status", "statuses")),
+    here = exp.EQ(this=column("bucket", "counted"), expression=column("bucket_number", "buckets"))
+    before = exp.EQ(
+        this=column("bucket", "before"),
+        expression=exp.Sub(this=column("bucket_number", "buckets"), expression=number(1)),
+    )
+    counted_before = exp.Table(this=exp.to_identifier("counted"), alias=table_alias("before"))
+    counts = [column(status, "counted") for status in _STATUSES[:-1]] + [column("leaving", "before")]
+    rows = [
+        exp.Tuple(expressions=[number(index), text(status), count])
+        for index, (status, count) in enumerate(zip(_STATUSES, counts, strict=True), start=1)
     ]
-    users: exp.Expr = exp.Coalesce(this=column("users", "counted"), expressions=[number(0)])
+    statuses = exp.Lateral(
+        this=exp.Subquery(this=exp.Values(expressions=rows)),
+        alias=table_alias("statuses", "status_number", "status", "users"),
+    )
+    users = exp.Coalesce(this=column("users", "statuses"), expressions=[number(0)])
     is_dormant = exp.EQ(this=column("status", "statuses"), expression=text("dormant"))
     signed = exp.Case(ifs=[exp.If(this=is_dormant, true=exp.Neg(this=users))], default=users.copy())
     query = select(
         [column("bucket", "buckets"), column("status", "statuses"), named(cast(signed, "bigint"), "users")],
         shown,
-        joins=[join(statuses, kind="CROSS"), join(exp.table_("counted"), same, kind="LEFT")],
+        joins=[
+            join(exp.table_("counted"), [here], kind="LEFT"),
+            join(counted_before, [before], kind="LEFT"),
+            join(statuses, kind="CROSS"),
+        ],
         where=[exp.GT(this=column("bucket_number", "buckets"), expression=number(1))],
         order_by=[column("bucket_number", "buckets"), column("status_number", "statuses")],
     )
-    return with_ctes(query, [("active", active), ("neighbours", neighbours), ("counted", counted)])
+    return with_ctes(query, [("active", active), ("neighbours", neighbours), ("counted", _counted())])
 
 
 def _neighbour(function: str, name: str) -> exp.Expr:
     window = exp.Window(
         this=exp.Anonymous(this=function, expressions=[column("bucket")]),
         partition_by=[column("user_id")],
-        order=exp.Order(expressions=[column("bucket")]),
+        order=exp.Order(expressions=[column("time"), column("event_id")]),
     )
     return named(window, name)
 
 
-def _marks() -> exp.Expr:
-    """What one active bucket of a user says: a status in it, and `dormant` in the next one unless active there too."""
-    next_bucket = exp.Add(this=column("bucket"), expression=number(1))
-    status = exp.Case(
-        ifs=[
-            exp.If(this=exp.Is(this=column("bucket_before"), expression=exp.Null()), true=text("new")),
-            exp.If(
-                this=exp.EQ(
-                    this=column("bucket_before"), expression=exp.Sub(this=column("bucket"), expression=number(1))
-                ),
-                true=text("returning"),
-            ),
-        ],
-        default=text("resurrecting"),
-    )
-    absent = exp.NullSafeNEQ(this=column("bucket_after"), expression=next_bucket.copy())
-    dormant = exp.Case(ifs=[exp.If(this=absent, true=next_bucket)])
-    rows = exp.Values(
-        expressions=[
-            exp.Tuple(expressions=[column("bucket"), status]),
-            exp.Tuple(expressions=[dormant, text("dormant")]),
-        ]
-    )
-    return exp.Lateral(this=exp.Subquery(this=rows), alias=table_alias("marks", "bucket", "status"))
+def _counted() -> exp.Select:
+    """Per bucket, its users by status, and those who are not there in the next one."""
+    bucket, before = column("bucket"), column("bucket_before")
+    just_before = exp.Sub(this=bucket, expression=number(1))
+    next_bucket = exp.Add(this=bucket.copy(), expression=number(1))
+    conditions = {
+        "new": exp.Is(this=before, expression=exp.Null()),
+        "returning": exp.EQ(this=before.copy(), expression=just_before),
+        "resurrecting": exp.LT(this=before.copy(), expression=just_before.copy()),
+        "leaving": exp.NullSafeNEQ(this=column("bucket_after"), expression=next_bucket),
+    }
+    counts = [
+        named(exp.Filter(this=exp.Count(this=exp.Star()), expression=exp.Where(this=condition)), name)
+        for name, condition in conditions.items()
+    ]
+    return select([column("bucket"), *counts], "neighbours", group_by=[column("bucket")])
 
 
 def lifecycle_sources(plan: LifecyclePlan) -> dict[str, str]:

@@ -34,7 +34,7 @@ from heap_compiler.sql import (
     timestamp,
     union_all,
 )
-from heap_compiler.strategies.reading import step_events
+from heap_compiler.strategies.reading import step_events, unit_values
 
 __all__ = ["MAX_ENTANGLED", "any_order_chains", "entangled_steps"]
 
@@ -49,7 +49,7 @@ def any_order_chains(sequence: Sequence) -> list[tuple[str, exp.Query]]:
         sequence: at most `MAX_ENTANGLED` of its steps can match the same events.
     """
     groups = entangled_steps(sequence.steps)
-    unit = _unit(sequence)
+    unit = ["user_id", *unit_values(sequence)]
     return [
         ("events", _events(sequence)),
         ("matched", _numbered(unit)),
@@ -75,19 +75,13 @@ def entangled_steps(steps: tuple[SequenceStep, ...]) -> list[tuple[int, ...]]:
     return [tuple(sorted(group)) for group in groups]
 
 
-def _unit(sequence: Sequence) -> list[str]:
-    session = ["session_id"] if sequence.unit == "sessions" else []
-    return ["user_id", *session, *(f"held_{index}" for index in range(1, len(sequence.held) + 1))]
-
-
 def _events(sequence: Sequence) -> exp.Query:
     """Every event once, with the steps it matches as bits."""
-    shared: dict[str, exp.Expr] = {"session_id": column("session_id")} if sequence.unit == "sessions" else {}
-    shared |= {f"held_{index}": value for index, value in enumerate(sequence.held, start=1)}
+    shared = list(unit_values(sequence))
     parts: list[exp.Select] = []
     for index, step in enumerate(sequence.steps, start=1):
-        columns = {**{name: value.copy() for name, value in shared.items()}, "step": number(1 << (index - 1))}
-        parts += step_events(sequence, step, columns, alias=f"{sequence.alias}_{index}", present=list(shared))
+        columns = {**unit_values(sequence), "step": number(1 << (index - 1))}
+        parts += step_events(sequence, step, columns, alias=f"{sequence.alias}_{index}", present=shared)
     keys = [*EVENT_ORDER, *shared]
     bits = function("bit_or", column("step"))
     return select(

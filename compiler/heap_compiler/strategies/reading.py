@@ -11,7 +11,13 @@ from heap_compiler.scan import EVENT_ORDER, scans
 from heap_compiler.sequence import Sequence, SequenceStep
 from heap_compiler.sql import column, elapsed, is_set, join, named, select, subquery, table_alias, timestamp, union_all
 
-__all__ = ["step_events"]
+__all__ = ["step_events", "unit_values"]
+
+
+def unit_values(sequence: Sequence) -> dict[str, exp.Expr]:
+    """What the events of a chain share besides their user, over the events table: a session, the values held."""
+    session: dict[str, exp.Expr] = {"session_id": column("session_id")} if sequence.unit == "sessions" else {}
+    return session | {f"held_{index}": value.copy() for index, value in enumerate(sequence.held, start=1)}
 
 
 def step_events(

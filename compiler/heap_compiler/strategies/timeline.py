@@ -29,7 +29,7 @@ from heap_compiler.sql import (
     subquery,
     union_all,
 )
-from heap_compiler.strategies.reading import step_events
+from heap_compiler.strategies.reading import step_events, unit_values
 
 __all__ = ["timeline_chains"]
 
@@ -47,20 +47,13 @@ def timeline_chains(sequence: Sequence) -> list[tuple[str, exp.Query]]:
     return ctes
 
 
-def _unit(sequence: Sequence) -> list[str]:
-    """The columns whose values all events of a chain share."""
-    session = ["session_id"] if sequence.unit == "sessions" else []
-    return ["user_id", *session, *(f"held_{index}" for index in range(1, len(sequence.held) + 1))]
-
-
 def _matched(sequence: Sequence) -> exp.Query:
     """The events of all steps, labelled with their numbers, and those of the exclusions with -1, -2, ..."""
-    shared: dict[str, exp.Expr] = {"session_id": column("session_id")} if sequence.unit == "sessions" else {}
-    shared |= {f"held_{index}": value for index, value in enumerate(sequence.held, start=1)}
+    shared = list(unit_values(sequence))
     parts: list[exp.Select] = []
     for index, step in enumerate(sequence.steps, start=1):
-        columns = {"step": number(index), **{name: value.copy() for name, value in shared.items()}}
-        parts += step_events(sequence, step, columns, alias=f"{sequence.alias}_{index}", present=list(shared))
+        columns = {"step": number(index), **unit_values(sequence)}
+        parts += step_events(sequence, step, columns, alias=f"{sequence.alias}_{index}", present=shared)
     nulls = {name: cast(exp.Null(), "bigint" if name == "session_id" else "text") for name in shared}
     for index, exclusion in enumerate(sequence.exclusions, start=1):
         columns = {"step": number(-index), **nulls}
@@ -91,11 +84,8 @@ def _guarded(sequence: Sequence) -> exp.Select:
 def _reached(sequence: Sequence, index: int, source: str) -> exp.Select:
     """The chain that ends at each event of step `index`: of those that the latest chains of the steps before can be
     continued to, the one that began latest, and among equals the one that skips least."""
-    before = sequence.before(index)
-    latest = [
-        named(_earlier(exp.Max(this=column(f"chain_{step}")), _unit(sequence)), f"latest_{index}_{step}")
-        for step in before
-    ]
+    before, unit = sequence.before(index), ["user_id", *unit_values(sequence)]
+    latest = [named(_earlier(exp.Max(this=column(f"chain_{step}")), unit), f"latest_{index}_{step}") for step in before]
     with_latest = select([exp.Star(), *latest], source)
     candidates: list[exp.Expr] = []
     for step in before:
