@@ -72,11 +72,11 @@ def complete(text: str, position: int | None, vocabulary: Vocabulary) -> list[st
 
 def _second_words(known: str, vocabulary: Vocabulary) -> list[str]:
     """Where the text ends with the first word of a keyword of two, the second."""
-    first = re.search(r"(?<![\w$])[\w$]+(?=\s+$)", known)
-    if first is None:
+    before, first = _last_word(known)
+    if not first or not known[len(before) + len(first) :].isspace():
         return []
-    before = _fitting(known[: first.start()], vocabulary)
-    return [word.split(" ")[1] for word in before if word.split(" ")[0] == first[0].lower() and word.count(" ") == 1]
+    fitting = _fitting(before, vocabulary)
+    return [word.split(" ")[1] for word in fitting if word.split(" ")[0] == first.lower() and word.count(" ") == 1]
 
 
 # A text in pieces, the last of which may be unfinished.
@@ -106,7 +106,7 @@ def _continues(candidate: str, begun: str) -> bool:
 
 def _fitting(known: str, vocabulary: Vocabulary) -> list[str]:
     """What may follow the text; nothing where it is not of the language."""
-    return [found for reader in _readers(known) for found in _candidates(reader, vocabulary, _is_count(known))]
+    return [found for reader in _readers(known) for found in _candidates(reader, known, vocabulary)]
 
 
 def _readers(known: str) -> list[_Reader]:
@@ -114,12 +114,21 @@ def _readers(known: str) -> list[_Reader]:
     together with what follows, such as `sum` with its parenthesis."""
     reader = _read(known)
     readers = [] if reader is None else [reader]
-    last = re.search(r"(?<![\w$])[\w$]+(?=\s*$)", known)
-    before = None if last is None else _read(known[: last.start()])
-    if last is not None and before is not None:
+    text, last = _last_word(known)
+    before = _read(text) if last else None
+    if before is not None:
         ways = _accepted(before).items()
-        readers += [ahead for name, ahead in ways if last[0].lower() in _listed().get(name, ())]
+        readers += [ahead for name, ahead in ways if last.lower() in _listed().get(name, ())]
     return readers
+
+
+def _last_word(known: str) -> tuple[str, str]:
+    """The text before its last word, and that word; empty where the text ends with something else."""
+    start, last = 0, ""
+    for piece in _PIECE.finditer(known):
+        if not piece[0].isspace() and not piece[0].startswith("--"):
+            start, last = piece.start(), piece[0]
+    return (known[:start], last) if re.fullmatch(r"[\w$]+", last) else (known, "")
 
 
 def _read(known: str) -> _Reader | None:
@@ -140,11 +149,11 @@ def _listed() -> dict[str, tuple[str, ...]]:
 
 def _is_count(known: str) -> bool:
     """The text ends with a whole number other than 1."""
-    number = re.search(r"(?<![\w$.])\d+(?=\s*$)", known)
-    return number is not None and number[0] != "1"
+    before, last = _last_word(known)
+    return last.isdecimal() and last != "1" and not before.endswith(".")
 
 
-def _candidates(reader: _Reader, vocabulary: Vocabulary, plural: bool) -> Iterator[str]:
+def _candidates(reader: _Reader, known: str, vocabulary: Vocabulary) -> Iterator[str]:
     taken, listed = _accepted(reader), _listed()
     shown = [name for name in listed if name in taken and not _is_spent(reader, name)]
     place = _Place(vocabulary, frozenset(word for name in taken for word in listed.get(name, ())))
@@ -152,19 +161,30 @@ def _candidates(reader: _Reader, vocabulary: Vocabulary, plural: bool) -> Iterat
     for rule, names_of in NAMING_RULES.items():  # their order, not the grammar's: events come before properties
         if rule in rules:
             yield from names_of(place)
-    fitting = [word for name in shown for word in _in_number(listed[name], plural=plural)]
+    is_count = _is_count(known)
+    fitting = [
+        word
+        for name in shown
+        for word in _in_number(listed[name], plural=is_count and not _is_before_a_word(taken[name]))
+    ]
     yield from (word for word in fitting if word[0].isalpha())
     yield from (word for word in fitting if not word[0].isalpha())
 
 
-def _in_number(choices: tuple[str, ...], *, plural: bool) -> list[str]:
-    """The words; of those that come in two numbers (`day`, `days`) first the one that fits."""
-
-    def fits(word: str) -> bool:
+def _in_number(choices: tuple[str, ...], *, plural: bool) -> Iterator[str]:
+    """Of words that come in two numbers (`day`, `days`) the one that fits; all others."""
+    for word in choices:
         other = word.removesuffix("s") if word.endswith("s") else f"{word}s"
-        return other not in choices or word.endswith("s") == plural
+        if other not in choices or word.endswith("s") == plural:
+            yield word
 
-    return sorted(choices, key=lambda word: not fits(word))
+
+def _is_before_a_word(ahead: _Reader) -> bool:
+    """Only a word can follow, so that a unit there says of what kind it is: `24 hour windows`, but `24 hours`."""
+    return all(
+        action is Shift and all(word.isalpha() for word in _listed().get(name) or ("",))
+        for name, (action, _) in ahead.choices().items()
+    )
 
 
 # The parser's state
