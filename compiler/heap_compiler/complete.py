@@ -17,9 +17,11 @@ from lark.exceptions import UnexpectedInput
 from lark.parsers.lalr_analysis import Shift
 
 from heap_compiler.analyses import ANALYSES
-from heap_compiler.bind import CLAUSES_EVERYWHERE
-from heap_compiler.parse import MAX_STATEMENT_LENGTH, clause_rules, parser
+from heap_compiler.bind import CLAUSES_EVERYWHERE, written_name
+from heap_compiler.errors import HeapError
+from heap_compiler.parse import MAX_STATEMENT_LENGTH, clause_rules, parse, parser
 from heap_compiler.schema import EVENT_COLUMNS, USER_COLUMNS
+from heap_compiler.syntax import AnalysisStatement, DefinedEvent, Step
 from heap_grammar.words import words
 
 __all__ = ["FREE_RULES", "NAMING_RULES", "Vocabulary", "complete"]
@@ -156,7 +158,7 @@ def _is_count(known: str) -> bool:
 def _candidates(reader: _Reader, known: str, vocabulary: Vocabulary) -> Iterator[str]:
     taken, listed = _accepted(reader), _listed()
     shown = [name for name in listed if name in taken and not _is_spent(reader, name)]
-    place = _Place(vocabulary, frozenset(word for name in taken for word in listed.get(name, ())))
+    place = _Place(vocabulary, frozenset(word for name in taken for word in listed.get(name, ())), known)
     rules = {rule for name in shown if not listed[name] for rule in _made_of(taken[name])}
     for rule, names_of in NAMING_RULES.items():  # their order, not the grammar's: events come before properties
         if rule in rules:
@@ -308,10 +310,11 @@ def _sentence(rule: Any, shortest: dict[str, tuple[str, ...]]) -> tuple[str, ...
 
 
 class _Place(NamedTuple):
-    """Where a name is wanted: the names there are, and the bare words that mean something else there."""
+    """Where a name is wanted: the names there are, the bare words that mean something else there, the text before."""
 
     vocabulary: Vocabulary
     keywords: frozenset[str]
+    known: str
 
 
 def _event_names(place: _Place) -> Iterator[str]:
@@ -324,6 +327,20 @@ def _segment_names(place: _Place) -> Iterator[str]:
 
 def _event_types(place: _Place) -> Iterator[str]:
     return (name for name in place.vocabulary.event_types() if _is_bare(name, place))
+
+
+def _node_names(place: _Place) -> Iterator[str]:
+    """The nodes that the paths lead across; without the clause that names one of them the text is a statement."""
+    text, _ = _last_word(place.known)
+    try:
+        statement = parse(text)
+    except HeapError:
+        return
+    for node in statement.head if isinstance(statement, AnalysisStatement) else ():
+        if isinstance(node, Step):
+            name = written_name(node.event, text) if node.label is None else node.label
+            is_defined = node.label is None and isinstance(node.event, DefinedEvent)
+            yield name if not is_defined and _is_bare(name, place) else _quoted(name)
 
 
 def _event_properties(place: _Place) -> Iterator[str]:
@@ -356,7 +373,7 @@ NAMING_RULES: dict[str, Callable[[_Place], Iterator[str]]] = {
     "event_name": _event_names,
     "segment_name": _segment_names,
     "in_segment": _segment_names,
-    "_node_name": _event_names,
+    "_node_name": _node_names,
     "raw_event": _event_types,
     "event_property": _event_properties,
     "event_property_in_quotes": _event_properties_in_quotes,
