@@ -19,6 +19,7 @@ from heap_compiler.chains import grouped_chains
 from heap_compiler.durations import collected, each_of, interval, quantile, seconds
 from heap_compiler.errors import HeapError
 from heap_compiler.groups import group_key, group_order, group_values
+from heap_compiler.scan import Scan
 from heap_compiler.sequence import Sequence
 from heap_compiler.sql import (
     cast,
@@ -143,7 +144,7 @@ def _between(plan: EffortPlan) -> exp.Select:
         counts.append(named(counted, f"events_{step}"))
     last = exp.Coalesce(this=_at(_count(plan), "time"), expressions=[
         _at(step, "time") for step in range(_count(plan) - 1, 0, -1)])  # fmt: skip
-    return select(
+    query = select(
         counts,
         events_table(plan.sequence.schema, "every"),
         where=[
@@ -152,6 +153,8 @@ def _between(plan: EffortPlan) -> exp.Select:
             exp.LTE(this=column("time", "every"), expression=last),
         ],
     )
+    query.meta["scan"] = Scan("every", "any", definition=None, every_event=True)
+    return query
 
 
 def _at(step: int, name: str) -> exp.Column:
