@@ -24,7 +24,7 @@ from heap_compiler.predicates import PredicateBinder, property_text
 from heap_compiler.ranges import TimeRange, default_range, previous_range, resolve, window
 from heap_compiler.sql import all_of, any_of, column, conjuncts, function, number, select, subquery, text, users_table
 
-__all__ = ["CLAUSES_EVERYWHERE", "Binder", "bind_definition", "unknown_event"]
+__all__ = ["CLAUSES_EVERYWHERE", "Binder", "bind_definition", "unknown_event", "written_name"]
 
 CLAUSES_EVERYWHERE = (syntax.Over, syntax.Where, syntax.ForUsersWhere, syntax.ForUsersIn, syntax.Sample)
 _MAX_ALTERNATIVES = 100
@@ -138,14 +138,7 @@ class Binder:
 
     def name_of(self, node: syntax.Node) -> str:
         """What the analyst wrote there, on one line; a defined event's plain name."""
-        match node:
-            case syntax.DefinedEvent(name=name):
-                return name
-            case syntax.RawEvent(type=raw):
-                return raw
-            case syntax.AnyEvent():
-                return "any"
-        return " ".join(self.text[node.span.start : node.span.end].split())
+        return written_name(node, self.text)
 
     @cached_property
     def users(self) -> exp.Query | None:
@@ -395,6 +388,18 @@ def unknown_event(name: str, span: Span, catalog: Catalog) -> HeapError:
     close = nearest(name, catalog.event_names())
     hint = f'did you mean "{close}"?' if close is not None else 'make it first: define "..." as ...'
     return HeapError(f'unknown event "{name}"', span, hint, sqlstate="42704")
+
+
+def written_name(node: syntax.Node, text: str) -> str:
+    """What the analyst wrote there, on one line; a defined event's plain name."""
+    match node:
+        case syntax.DefinedEvent(name=name):
+            return name
+        case syntax.RawEvent(type=raw):
+            return raw
+        case syntax.AnyEvent():
+            return "any"
+    return " ".join(text[node.span.start : node.span.end].split())
 
 
 def _has_type(raw: str) -> exp.Expr:

@@ -17,9 +17,11 @@ from lark.exceptions import UnexpectedInput
 from lark.parsers.lalr_analysis import Shift
 
 from heap_compiler.analyses import ANALYSES
-from heap_compiler.bind import CLAUSES_EVERYWHERE
-from heap_compiler.parse import MAX_STATEMENT_LENGTH, clause_rules, parser
+from heap_compiler.bind import CLAUSES_EVERYWHERE, written_name
+from heap_compiler.errors import HeapError
+from heap_compiler.parse import MAX_STATEMENT_LENGTH, clause_rules, parse, parser
 from heap_compiler.schema import EVENT_COLUMNS, USER_COLUMNS
+from heap_compiler.syntax import AnalysisStatement, DefinedEvent, Step
 from heap_grammar.words import words
 
 __all__ = ["FREE_RULES", "NAMING_RULES", "Vocabulary", "complete"]
@@ -72,11 +74,11 @@ def complete(text: str, position: int | None, vocabulary: Vocabulary) -> list[st
 
 def _second_words(known: str, vocabulary: Vocabulary) -> list[str]:
     """Where the text ends with the first word of a keyword of two, the second."""
-    first = re.search(r"(?<![\w$])[\w$]+(?=\s+$)", known)
-    if first is None:
+    before, first = _last_word(known)
+    if not first or not known[len(before) + len(first) :].isspace():
         return []
-    before = _fitting(known[: first.start()], vocabulary)
-    return [word.split(" ")[1] for word in before if word.split(" ")[0] == first[0].lower() and word.count(" ") == 1]
+    fitting = _fitting(before, vocabulary)
+    return [word.split(" ")[1] for word in fitting if word.split(" ")[0] == first.lower() and word.count(" ") == 1]
 
 
 # A text in pieces, the last of which may be unfinished.
@@ -106,7 +108,7 @@ def _continues(candidate: str, begun: str) -> bool:
 
 def _fitting(known: str, vocabulary: Vocabulary) -> list[str]:
     """What may follow the text; nothing where it is not of the language."""
-    return [found for reader in _readers(known) for found in _candidates(reader, vocabulary, _is_count(known))]
+    return [found for reader in _readers(known) for found in _candidates(reader, known, vocabulary)]
 
 
 def _readers(known: str) -> list[_Reader]:
@@ -114,12 +116,21 @@ def _readers(known: str) -> list[_Reader]:
     together with what follows, such as `sum` with its parenthesis."""
     reader = _read(known)
     readers = [] if reader is None else [reader]
-    last = re.search(r"(?<![\w$])[\w$]+(?=\s*$)", known)
-    before = None if last is None else _read(known[: last.start()])
-    if last is not None and before is not None:
+    text, last = _last_word(known)
+    before = _read(text) if last else None
+    if before is not None:
         ways = _accepted(before).items()
-        readers += [ahead for name, ahead in ways if last[0].lower() in _listed().get(name, ())]
+        readers += [ahead for name, ahead in ways if last.lower() in _listed().get(name, ())]
     return readers
+
+
+def _last_word(known: str) -> tuple[str, str]:
+    """The text before its last word, and that word; empty where the text ends with something else."""
+    start, last = 0, ""
+    for piece in _PIECE.finditer(known):
+        if not piece[0].isspace() and not piece[0].startswith("--"):
+            start, last = piece.start(), piece[0]
+    return (known[:start], last) if re.fullmatch(r"[\w$]+", last) else (known, "")
 
 
 def _read(known: str) -> _Reader | None:
@@ -140,31 +151,42 @@ def _listed() -> dict[str, tuple[str, ...]]:
 
 def _is_count(known: str) -> bool:
     """The text ends with a whole number other than 1."""
-    number = re.search(r"(?<![\w$.])\d+(?=\s*$)", known)
-    return number is not None and number[0] != "1"
+    before, last = _last_word(known)
+    return last.isdecimal() and last != "1" and not before.endswith(".")
 
 
-def _candidates(reader: _Reader, vocabulary: Vocabulary, plural: bool) -> Iterator[str]:
+def _candidates(reader: _Reader, known: str, vocabulary: Vocabulary) -> Iterator[str]:
     taken, listed = _accepted(reader), _listed()
     shown = [name for name in listed if name in taken and not _is_spent(reader, name)]
-    place = _Place(vocabulary, frozenset(word for name in taken for word in listed.get(name, ())))
+    place = _Place(vocabulary, frozenset(word for name in taken for word in listed.get(name, ())), known)
     rules = {rule for name in shown if not listed[name] for rule in _made_of(taken[name])}
     for rule, names_of in NAMING_RULES.items():  # their order, not the grammar's: events come before properties
         if rule in rules:
             yield from names_of(place)
-    fitting = [word for name in shown for word in _in_number(listed[name], plural=plural)]
+    is_count = _is_count(known)
+    fitting = [
+        word
+        for name in shown
+        for word in _in_number(listed[name], plural=is_count and not _is_before_a_word(taken[name]))
+    ]
     yield from (word for word in fitting if word[0].isalpha())
     yield from (word for word in fitting if not word[0].isalpha())
 
 
-def _in_number(choices: tuple[str, ...], *, plural: bool) -> list[str]:
-    """The words; of those that come in two numbers (`day`, `days`) first the one that fits."""
-
-    def fits(word: str) -> bool:
+def _in_number(choices: tuple[str, ...], *, plural: bool) -> Iterator[str]:
+    """Of words that come in two numbers (`day`, `days`) the one that fits; all others."""
+    for word in choices:
         other = word.removesuffix("s") if word.endswith("s") else f"{word}s"
-        return other not in choices or word.endswith("s") == plural
+        if other not in choices or word.endswith("s") == plural:
+            yield word
 
-    return sorted(choices, key=lambda word: not fits(word))
+
+def _is_before_a_word(ahead: _Reader) -> bool:
+    """Only a word can follow, so that a unit there says of what kind it is: `24 hour windows`, but `24 hours`."""
+    return all(
+        action is Shift and all(word.isalpha() for word in _listed().get(name) or ("",))
+        for name, (action, _) in ahead.choices().items()
+    )
 
 
 # The parser's state
@@ -288,10 +310,11 @@ def _sentence(rule: Any, shortest: dict[str, tuple[str, ...]]) -> tuple[str, ...
 
 
 class _Place(NamedTuple):
-    """Where a name is wanted: the names there are, and the bare words that mean something else there."""
+    """Where a name is wanted: the names there are, the bare words that mean something else there, the text before."""
 
     vocabulary: Vocabulary
     keywords: frozenset[str]
+    known: str
 
 
 def _event_names(place: _Place) -> Iterator[str]:
@@ -304,6 +327,20 @@ def _segment_names(place: _Place) -> Iterator[str]:
 
 def _event_types(place: _Place) -> Iterator[str]:
     return (name for name in place.vocabulary.event_types() if _is_bare(name, place))
+
+
+def _node_names(place: _Place) -> Iterator[str]:
+    """The nodes that the paths lead across; without the clause that names one of them the text is a statement."""
+    text, _ = _last_word(place.known)
+    try:
+        statement = parse(text)
+    except HeapError:
+        return
+    for node in statement.head if isinstance(statement, AnalysisStatement) else ():
+        if isinstance(node, Step):
+            name = written_name(node.event, text) if node.label is None else node.label
+            is_defined = node.label is None and isinstance(node.event, DefinedEvent)
+            yield name if not is_defined and _is_bare(name, place) else _quoted(name)
 
 
 def _event_properties(place: _Place) -> Iterator[str]:
@@ -336,7 +373,7 @@ NAMING_RULES: dict[str, Callable[[_Place], Iterator[str]]] = {
     "event_name": _event_names,
     "segment_name": _segment_names,
     "in_segment": _segment_names,
-    "_node_name": _event_names,
+    "_node_name": _node_names,
     "raw_event": _event_types,
     "event_property": _event_properties,
     "event_property_in_quotes": _event_properties_in_quotes,

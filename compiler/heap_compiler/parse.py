@@ -211,10 +211,6 @@ def _unquote(token: str) -> str:
     return token[1:-1].replace(quote * 2, quote)
 
 
-def _is_string(token: Token) -> bool:
-    return token.type == "STRING"
-
-
 def _number(token: Token) -> Decimal:
     """A number every PostgreSQL numeric operation can take: at most 300 digits on either side of the point."""
     number = Decimal(str(token)) if len(token) <= 100 else None
@@ -446,11 +442,17 @@ class _TreeBuilder(Transformer[Token, Any]):
     def steps(self, meta: Meta, children: list[Token]) -> syntax.Steps:
         return syntax.Steps(span=_span(meta), count=_count(children[0]))
 
-    def starts_from(self, meta: Meta, children: list[Token]) -> syntax.StartsFrom:
-        return syntax.StartsFrom(span=_span(meta), name=self.label(meta, children), is_value=_is_string(children[0]))
+    def starts_from(self, meta: Meta, children: list[Token | syntax.Value]) -> syntax.StartsFrom:
+        name, is_value = self._node_name(meta, children[0])
+        return syntax.StartsFrom(span=_span(meta), name=name, is_value=is_value)
 
-    def ends_at(self, meta: Meta, children: list[Token]) -> syntax.EndsAt:
-        return syntax.EndsAt(span=_span(meta), name=self.label(meta, children), is_value=_is_string(children[0]))
+    def ends_at(self, meta: Meta, children: list[Token | syntax.Value]) -> syntax.EndsAt:
+        name, is_value = self._node_name(meta, children[0])
+        return syntax.EndsAt(span=_span(meta), name=name, is_value=is_value)
+
+    def _node_name(self, meta: Meta, written: Token | syntax.Value) -> tuple[str, bool]:
+        """The name, and whether it is a string."""
+        return (self.label(meta, [written]), False) if isinstance(written, Token) else (str(written.value), True)
 
     def factors(self, meta: Meta, children: list[Any]) -> syntax.Factors:
         return syntax.Factors(span=_span(meta), factors=tuple(children))
