@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
@@ -239,6 +240,25 @@ def _span(meta: Meta) -> Span:
     return Span(meta.start_pos, meta.end_pos) if not meta.empty else Span(0, 0)
 
 
+@dataclass(frozen=True)
+class _SeriesOfNext:
+    """`sum(amount)` in `sum(amount), p90(amount) of purchase`: a series that has no event yet."""
+
+    span: Span
+    function: Token
+    property: syntax.Property
+    label: str | None
+
+    def of(self, following: syntax.Node) -> syntax.Series:
+        """The series, with the event of the one after it."""
+        assert isinstance(following, syntax.Series)
+        if not isinstance(following.formula, syntax.Measure):
+            raise HeapError("of what event?", self.span, f"{self.function}(...) of any")
+        function, event = str(self.function).lower(), following.formula.event
+        measure = syntax.Measure(span=self.span, function=function, property=self.property, event=event)  # type: ignore[arg-type]
+        return syntax.Series(span=self.span, formula=measure, label=self.label)
+
+
 @v_args(meta=True)
 class _TreeBuilder(Transformer[Token, Any]):
     """One method per rule of the grammar, each making the node of that rule. A rule without one is an analysis."""
@@ -279,6 +299,16 @@ class _TreeBuilder(Transformer[Token, Any]):
         return syntax.Members(span=_span(meta), predicate=children[0])
 
     # Heads
+
+    def trend(self, meta: Meta, children: list[Any]) -> syntax.AnalysisStatement:
+        """An aggregate without an event is of the event of the series after it."""
+        nodes: list[syntax.Node] = []
+        for child in reversed(children):
+            nodes.append(child.of(nodes[-1]) if isinstance(child, _SeriesOfNext) else child)
+        return self.__default__("trend", nodes[::-1], meta)
+
+    def series_of_next(self, meta: Meta, children: list[Any]) -> _SeriesOfNext:
+        return _SeriesOfNext(_span(meta), *children)
 
     def series(self, meta: Meta, children: list[Any]) -> syntax.Series:
         formula, label = children

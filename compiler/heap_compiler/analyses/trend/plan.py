@@ -179,10 +179,19 @@ def _period(name: str, label: str, over: TimeRange, binder: Binder) -> TrendPeri
 def _series(written: syntax.Series, cte: str, binder: Binder, measures: list[TrendMeasure]) -> TrendSeries:
     first = len(measures)
     formula = _formula(written.formula, cte, binder, measures, first)
-    series = TrendSeries(written.label or binder.name_of(written), formula)
+    series = TrendSeries(written.label or _name(written, binder), formula)
     if not series.measures:
         raise HeapError("a series measures events", written.span, "count of any")
     return series
+
+
+def _name(written: syntax.Series, binder: Binder) -> str:
+    """What the analyst wrote, with the event where it is written in the next series."""
+    name, formula = binder.name_of(written), written.formula
+    if isinstance(formula, syntax.Measure) and formula.event.span.start >= written.span.end:
+        event = binder.text[formula.event.span.start : formula.event.span.end]
+        return f"{name} of {' '.join(event.split())}"
+    return name
 
 
 def _formula(written: syntax.Formula, cte: str, binder: Binder, measures: list[TrendMeasure], first: int) -> Formula:

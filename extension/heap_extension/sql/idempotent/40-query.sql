@@ -24,7 +24,8 @@ DECLARE
 BEGIN
     PERFORM heap._raise(compiled);
     IF compiled.kind = 'query' THEN
-        RETURN QUERY EXECUTE 'SELECT to_jsonb(answer) FROM (' || compiled.statements[1] || ') AS answer';
+        -- OFFSET keeps the order of the rows: without it Citus would let the workers make the objects, and not sort them.
+        RETURN QUERY EXECUTE 'SELECT to_jsonb(answer) FROM (' || compiled.statements[1] || ' OFFSET 0) AS answer';
     ELSE
         PERFORM heap._run('statement', ARRAY[statement]);
         RETURN NEXT jsonb_build_object('done', compiled.kind);
