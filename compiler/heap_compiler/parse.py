@@ -138,7 +138,7 @@ _TERMINAL_NAMES = {
     "PAGE": "a page such as entry path",
     "LPAR": "(",
     "RPAR": ")",
-    "COMMA": ",",
+    "COMMA": "a comma",
     "IN_LAST": "in last",
     "IN_PREVIOUS": "in previous",
     "NUMBER_OF_PERCENT": "a part such as 10%",

@@ -7,6 +7,7 @@ two-by-two table of few numbers, tested on the coordinator.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from sqlglot import exp
 
@@ -162,16 +163,69 @@ def _entered(plan: CorrelatePlan) -> exp.Select:
     where = of_users(plan.users, "chains")
     if not plan.events:
         return select([*own, converted], "chains", where=where)
+    names = [column.name for column in own]
     done = [
-        named(exp.Coalesce(this=function("bool_or", _is(column("event"), index)), expressions=[FALSE.copy()]), name)
+        named(exp.Coalesce(this=function("bool_or", _did_on_the_way(index)), expressions=[FALSE.copy()]), name)
         for index, name in enumerate(_event_columns(plan), start=1)
     ]
+    firsts = [named(exp.Max(this=column(name)), name) for name in (*names[1:], "converted_number")]
+    told = select(
+        [column("user_id"), *firsts, *done],
+        subquery(_told(plan, own, where), "told"),
+        group_by=[column("user_id")],
+        having=is_set(exp.Max(this=column("entered_at"))),
+    )
+    has_converted = exp.EQ(this=column("converted_number"), expression=number(1))
     return select(
-        [*own, converted, *done],
-        "chains",
-        joins=[join(subquery(_done(plan), "done"), _on_the_way(plan), kind="LEFT")],
-        where=where,
-        group_by=[*own, end],
+        [*(column(name) for name in (*names, *_event_columns(plan))), named(has_converted, "converted")],
+        subquery(told, "entrants"),
+    )
+
+
+def _told(plan: CorrelatePlan, own: list[exp.Column], where: list[exp.Expr]) -> exp.Select:
+    """The chains and the factors' events in one list, every row with when its user entered and until when events
+    count: before the conversion or, without one, inside the window. No join: how few events a definition has is more
+    than the planner knows."""
+    end = column(f"time_{len(plan.sequence.steps)}", "chains")
+    reach = exp.Add(this=column("time_1", "chains"), expression=elapsed(plan.sequence.window))
+    moment = exp.Add(this=reach, expression=elapsed(timedelta(microseconds=1)))
+    read = plan.sequence.steps[-1].read
+    assert read is not None
+    chain: dict[str, exp.Expr] = {
+        **{name.name: name for name in own},
+        "converted_number": exp.Case(ifs=[exp.If(this=is_set(end), true=number(1))], default=number(0)),
+        "entered_at": column("time_1", "chains"),
+        "until": exp.Coalesce(this=end.copy(), expressions=[moment]),
+        "event": cast(exp.Null(), "int"),
+        "time": cast(exp.Null(), "timestamptz"),
+    }
+    types = {"entry": "bigint", "time_1": "timestamptz", "event_id_1": "bigint", "converted_number": "int"}
+    rows: list[exp.Select] = [
+        select([named(value.copy(), name) for name, value in chain.items()], "chains", where=where)
+    ]
+    for index, event in enumerate(plan.events, start=1):
+        of_event = {
+            **{name: cast(exp.Null(), types.get(name, "timestamptz")) for name in chain},
+            "user_id": column("user_id"),
+            "event": number(index),
+            "time": column("time"),
+        }
+        rows += scans(plan.sequence.schema, event, read, of_event, alias=f"factor_{index}")
+    whole = [
+        named(exp.Window(this=exp.Max(this=column(name)), partition_by=[column("user_id")]), f"users_{name}")
+        for name in ("entered_at", "until")
+    ]
+    return select([exp.Star(), *whole], subquery(union_all(rows), "listed"))
+
+
+def _did_on_the_way(index: int) -> exp.Expr:
+    """The row is one of the factor's events, after the entry and while events count."""
+    return all_of(
+        [
+            _is(column("event"), index),
+            exp.GT(this=column("time"), expression=column("users_entered_at")),
+            exp.LT(this=column("time"), expression=column("users_until")),
+        ]
     )
 
 
@@ -193,27 +247,6 @@ def _observed(plan: CorrelatePlan) -> exp.Select:
         joins.append(join(subquery(users, "known_users"), [_same_user("known_users", "entered")], kind="LEFT"))
     groups = [f"group_{index}" for index in range(1, len(plan.properties) + 1)]
     return select([column(name) for name in ("converted", *groups, *_event_columns(plan))], "entered", joins=joins)
-
-
-def _done(plan: CorrelatePlan) -> exp.Query:
-    """The events that are factors, each with the number of its event."""
-    read = plan.sequence.steps[-1].read
-    assert read is not None
-    parts: list[exp.Select] = []
-    for index, event in enumerate(plan.events, start=1):
-        columns = {"user_id": column("user_id"), "time": column("time"), "event": number(index)}
-        parts += scans(plan.sequence.schema, event, read, columns, alias=f"factor_{index}")
-    return union_all(parts)
-
-
-def _on_the_way(plan: CorrelatePlan) -> list[exp.Expr]:
-    """After the entry, and before the conversion or, without one, inside the window."""
-    time, end = column("time", "done"), column(f"time_{len(plan.sequence.steps)}", "chains")
-    reach = exp.Add(this=column("time_1", "chains"), expression=elapsed(plan.sequence.window))
-    before = exp.LT(this=time, expression=end)
-    inside = all_of([exp.Is(this=end.copy(), expression=exp.Null()), exp.LTE(this=time.copy(), expression=reach)])
-    after = exp.GT(this=time.copy(), expression=column("time_1", "chains"))
-    return [_same_user("done", "chains"), after, exp.paren(exp.or_(before, exp.paren(inside), copy=False))]
 
 
 def _counted(plan: CorrelatePlan) -> exp.Select:
