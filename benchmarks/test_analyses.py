@@ -61,14 +61,18 @@ _MEASURED = {
     "lifecycle": Measured(
         f'lifecycle of "Purchase" by week {RANGE}',
         ("Purchase",),
-        why="activity is made distinct per user and week, sorted by both, and each row expanded to its two marks",
+        why="three windows over the events in order: the first of every week, and the weeks before and after",
     ),
     "stickiness": Measured(
         f'stickiness of "Purchase" by day {RANGE}',
         ("Purchase",),
-        why="activity is hashed twice: distinct per user and day, then counted per user",
+        why="a window finds the first event of every day, a GROUP BY counts them per user",
     ),
-    "users": Measured(f'users who did "Purchase" at least 2 times {RANGE} limit 100', ("Purchase",)),
+    "users": Measured(
+        f'users who did "Purchase" at least 2 times {RANGE} limit 100',
+        ("Purchase",),
+        why="nearly as many users as events are hashed, and those that remain looked up in the table of users",
+    ),
     "sessions": Measured(
         f"sessions by day {RANGE}",
         (_EVERYTHING,),
@@ -87,18 +91,22 @@ _MEASURED = {
     "paths": Measured(
         f'paths across "Viewed pricing", "Purchase", "Signed up" from "Viewed pricing" within 1 day over {RANGE}',
         ("Viewed pricing", "Purchase", "Signed up"),
+        why="two windows over every merged row, then an array per path, unrolled into its steps and counted per user",
     ),
     "attribution": Measured(
         f'attribution of "Purchase" to landing_page by first touch within 14 days {RANGE}',
-        ("Purchase",),
+        (_EVERYTHING, "Purchase"),
+        why="any event can be a touch: those of all users who converted are read from the table and numbered",
     ),
     "correlate": Measured(
         f'correlate "Viewed pricing" -> "Purchase" within 14 days with user.plan, "Signed up" {RANGE}',
         ("Viewed pricing", "Purchase", "Signed up"),
+        why="a funnel, another pass over its chains and the factors' events, and every user's row looked up",
     ),
     "effort": Measured(
         f'effort "Viewed pricing" -> "Purchase" within 14 days {RANGE}',
         ("Viewed pricing", "Purchase"),
+        why="chains carried as arrays, and per chain one lookup of the events in between",
     ),
 }
 
