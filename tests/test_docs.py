@@ -6,6 +6,7 @@ import doctest
 import importlib
 import pkgutil
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,6 +78,15 @@ def test_every_public_function_is_in_the_reference(connection: Any) -> None:
         assert f"heap.{name}(" in _REFERENCE, name
 
 
+def test_every_setting_is_in_the_reference() -> None:
+    server = Path(heap_extension.__file__).parent / "server"
+    settings = {
+        name for file in server.glob("*.py") for name in re.findall(r"current_setting\('(heap\.\w+)'", file.read_text())
+    }
+    assert len(settings) >= 2
+    assert [name for name in settings if name not in _REFERENCE] == []
+
+
 def test_every_column_is_in_the_reference() -> None:
     assert [name for name in EVENT_COLUMNS if f"`{name}`" not in _REFERENCE] == []
 
@@ -95,8 +105,6 @@ def test_every_object_of_the_extension_has_a_comment(connection: Any) -> None:
 
 @pytest.mark.parametrize("command", [info.name for info in command_line.registered_commands])
 def test_every_command_says_what_it_does_and_is_in_the_readme(command: str) -> None:
-    from pathlib import Path
-
     shown = CliRunner().invoke(command_line, [command, "--help"])
     assert shown.exit_code == 0
     readme = (Path(__file__).parents[1] / "README.md").read_text()
