@@ -45,7 +45,7 @@ $$;
 COMMENT ON FUNCTION heap._index_size(regclass) IS
 'Entries (as of the last VACUUM, ANALYZE or build) and bytes of an index; of a distributed one, over its shards';
 
-CREATE OR REPLACE VIEW heap.events WITH (security_invoker = true) AS
+CREATE OR REPLACE VIEW heap.events WITH (security_invoker = TRUE) AS
 SELECT
     d.app,
     d.name,

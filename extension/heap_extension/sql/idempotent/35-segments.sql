@@ -28,7 +28,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$ SELECT heap._run('unlist_segment', ARRAY[name]) $$;
 COMMENT ON FUNCTION heap.unlist_segment(text) IS 'Drops the segment''s list: analyses find its users anew each time';
 
-CREATE OR REPLACE VIEW heap.segments WITH (security_invoker = true) AS
+CREATE OR REPLACE VIEW heap.segments WITH (security_invoker = TRUE) AS
 SELECT
     app,
     name,
