@@ -27,3 +27,7 @@ GRANT SELECT ON heap.segment_definition TO PUBLIC;
 -- An event defined by a sequence has no condition an index could hold.
 ALTER TABLE heap.event_definition ALTER COLUMN predicate DROP NOT NULL;
 ALTER TABLE heap.event_definition ALTER COLUMN index_suffix DROP NOT NULL;
+
+-- Their rows have columns more, which no CREATE OR REPLACE can add.
+DROP FUNCTION IF EXISTS heap.funnel(text[]);
+DROP FUNCTION IF EXISTS heap.funnel(text);
