@@ -48,7 +48,7 @@ _MISTAKES: dict[str, tuple[str, str]] = {
     "nothing between": ("trend count of any where amount between 10 and 5", "the first value is the greater one"),
     "text of a number": ("trend count of any where session_id contains '1'", "session_id is a number, not text"),
     "a sum of text": ("trend sum(path) of any", "path is a column of type text"),
-    "a sum of nothing": ("trend sum(amount)", "expected ,, as or of"),
+    "a sum of nothing": ("trend sum(amount)", "expected a comma, as or of"),
     "a sum before a formula": ("trend sum(amount), users of any / users of click", "of what event?"),
     "a sibling selector": ("trend count of any where element matches 'a + b'", "error at line 1"),
     "a selector that is none": ("trend count of any where element matches ':::'", "error at line 1"),
