@@ -7,7 +7,8 @@ from datetime import datetime
 
 from sqlglot import exp
 
-from heap_compiler.bound import BoundEvent
+from heap_compiler.bound import BoundEvent, GroupKey
+from heap_compiler.groups import join_user_values
 from heap_compiler.ranges import TimeRange
 from heap_compiler.scan import EVENT_ORDER, scans
 from heap_compiler.sql import column, function, named, select, subquery, timestamps, union_all
@@ -33,16 +34,20 @@ def active_buckets(
     users: exp.Query | None,
     *,
     alias: str,
-) -> exp.Select:
+    keys: Sequence[GroupKey] = (),
+) -> exp.Query:
     """Rows of distinct `user_id, bucket`, with `time` and `event_id` of the first event there, in the order of the
-    index: what is distinct needs neither hash nor sort."""
-    columns = {**{name: column(name) for name in EVENT_ORDER}, "bucket": bucket_of(bounds)}
+    index: what is distinct needs neither hash nor sort. With `keys` distinct also in `group_1`, `group_2`, ...: a user
+    is in each group that some event of theirs is in."""
+    groups = {f"group_{index}": key.value for index, key in enumerate(keys, start=1) if not key.of_user}
+    columns = {**{name: column(name) for name in EVENT_ORDER}, "bucket": bucket_of(bounds), **groups}
     events = union_all(scans(schema, event, read, columns, alias=alias, extra=of_users(users), ordered=True))
     before = exp.Window(
         this=function("lag", column("bucket")),
-        partition_by=[column("user_id")],
+        partition_by=[column(name) for name in ("user_id", *groups)],
         order=exp.Order(expressions=[column("time"), column("event_id")]),
     )
     placed = select([exp.Star(), named(before, "bucket_of_event_before")], subquery(events, "events"))
     is_first = exp.NullSafeNEQ(this=column("bucket"), expression=column("bucket_of_event_before"))
-    return select([column(name) for name in columns], subquery(placed, "placed"), where=[is_first])
+    active = select([column(name) for name in columns], subquery(placed, "placed"), where=[is_first])
+    return join_user_values(schema, keys, active, list(columns))

@@ -31,6 +31,7 @@ __all__ = [
     "fold_groups",
     "fold_totals",
     "folded",
+    "group_columns",
     "group_key",
     "group_order",
     "group_values",
@@ -95,6 +96,11 @@ def folded(groups: exp.Expr) -> exp.Expr:
     known = exp.Subquery(this=select([column("group_values")], "top_groups"))
     is_top = exp.In(this=groups, query=known)
     return exp.Case(ifs=[exp.If(this=is_top, true=groups.copy())], default=OTHER.copy())
+
+
+def group_columns(keys: Sequence[GroupKey]) -> list[str]:
+    """The names of the columns that hold a row's group."""
+    return [f"group_{index}" for index in range(1, len(keys) + 1)]
 
 
 def user_values(schema: str, keys: Sequence[GroupKey]) -> exp.Select:

@@ -143,7 +143,7 @@ def test_any_text_completes_to_something_or_nothing(text: str, position: int | N
         ("paths of pageview by path from ", []),
         ("trnd count of ", []),
         ("trend count of any by day by", []),
-        ("stickiness of any gr", []),
+        ("stickiness of any rol", []),
     ],
 )
 def test_what_completes(text: str, expected: list[str]) -> None:

@@ -77,7 +77,8 @@ def test_lifecycle_equals_the_oracle(asked: psycopg.Connection[Any], data: st.Da
     event, test = data.draw(events_of_language)
     unit = data.draw(_UNITS)
     over, _, end = data.draw(st.sampled_from(_RANGES))
-    statement = f"lifecycle of {event} by {unit} {over}"
+    grouped, group = data.draw(st.sampled_from(_GROUPS))
+    statement = f"lifecycle of {event} by {unit} {over} {grouped}"
     try:
         insert(asked, APP, events)
         rows = asked.execute("SELECT * FROM heap.lifecycle(%s)", (statement,)).fetchall()
@@ -85,8 +86,15 @@ def test_lifecycle_equals_the_oracle(asked: psycopg.Connection[Any], data: st.Da
         asked.rollback()
     buckets = sorted({_local(row[0]) for row in rows})
     assert all(oracle.shifted(one, unit, 1) == two for one, two in pairwise(buckets))
-    expected = oracle.lifecycle(events, test, unit, buckets, end, ZONE)
-    assert {(_local(bucket), status): users for bucket, status, users in rows} == expected, statement
+    groups = {group(e) for e in events if test(e) and e.time < end} if grouped else {None}
+    expected = {
+        (*place, key): users
+        for key in groups
+        for place, users in oracle.lifecycle(
+            events, lambda e, key=key: test(e) and group(e) == key, unit, buckets, end, ZONE
+        ).items()
+    }
+    assert {(_local(bucket), status, key): users for bucket, status, users, key in rows} == expected, statement
 
 
 @settings(max_examples=60)
@@ -96,15 +104,20 @@ def test_stickiness_equals_the_oracle(asked: psycopg.Connection[Any], data: st.D
     event, test = data.draw(events_of_language)
     unit = data.draw(_UNITS)
     over, begin, end = data.draw(st.sampled_from(_RANGES))
-    statement = f"stickiness of {event} by {unit} {over}"
+    grouped, group = data.draw(st.sampled_from(_GROUPS))
+    statement = f"stickiness of {event} by {unit} {over} {grouped}"
     try:
         insert(asked, APP, events)
         rows = asked.execute("SELECT * FROM heap.stickiness(%s)", (statement,)).fetchall()
     finally:
         asked.rollback()
-    assert [row[0] for row in rows] == list(range(1, len(rows) + 1))
-    expected = oracle.stickiness(events, test, unit, begin, end, ZONE)
-    assert {intervals: users for intervals, users in rows if users} == expected, statement
+    groups = {group(e) for e in events if test(e) and begin <= e.time < end} if grouped else {None}
+    assert {row[2] for row in rows} == groups, statement
+    for key in groups:
+        found = {intervals: users for intervals, users, of in rows if of == key}
+        assert list(found) == list(range(1, len(found) + 1))
+        expected = oracle.stickiness(events, lambda e, key=key: test(e) and group(e) == key, unit, begin, end, ZONE)
+        assert {intervals: users for intervals, users in found.items() if users} == expected, statement
 
 
 def test_users_keep_their_cohorts_and_nobody_elses(asked: psycopg.Connection[Any]) -> None:

@@ -15,13 +15,19 @@ from heap_compiler import syntax
 from heap_compiler.activity import active_buckets
 from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
-from heap_compiler.bound import BoundEvent
+from heap_compiler.bound import BoundEvent, GroupKey
+from heap_compiler.groups import group_columns, group_key, group_order, group_values
 from heap_compiler.ranges import BEGINNING, TimeRange, bucket_starts
 from heap_compiler.sql import cast, column, join, named, number, numbered_times, select, table_alias, text, with_ctes
 
 __all__ = ["ANALYSIS", "LifecyclePlan"]
 
-_ROW = (ResultColumn("bucket", "timestamptz"), ResultColumn("status", "text"), ResultColumn("users", "bigint"))
+_ROW = (
+    ResultColumn("bucket", "timestamptz"),
+    ResultColumn("status", "text"),
+    ResultColumn("users", "bigint"),
+    ResultColumn("group_key", "text"),
+)
 _STATUSES = ("new", "returning", "resurrecting", "dormant")
 
 
@@ -34,6 +40,7 @@ class LifecyclePlan:
     end: datetime
     buckets: tuple[datetime, ...]
     users: exp.Query | None
+    group_keys: tuple[GroupKey, ...]
 
 
 def bind_lifecycle(statement: syntax.AnalysisStatement, binder: Binder) -> LifecyclePlan:
@@ -46,22 +53,36 @@ def bind_lifecycle(statement: syntax.AnalysisStatement, binder: Binder) -> Lifec
     buckets = bucket_starts(over, unit, zone, span)
     instant = buckets[0] - datetime.resolution
     before = bucket_starts(TimeRange(instant, buckets[0]), unit, zone, span)
-    return LifecyclePlan(binder.catalog.schema, binder.event(event), over.end, (*before, *buckets), binder.users)
+    return LifecyclePlan(
+        binder.catalog.schema, binder.event(event), over.end, (*before, *buckets), binder.users, binder.group_keys
+    )
 
 
 def lower_lifecycle(plan: LifecyclePlan) -> exp.Query:
     """One row per bucket and status. In the query bucket 0 is all history, 1 the bucket before the range."""
-    read = TimeRange(BEGINNING, plan.end)
-    active = active_buckets(plan.schema, plan.event, read, plan.buckets, plan.users, alias="active_events")
+    keys, read = plan.group_keys, TimeRange(BEGINNING, plan.end)
+    active = active_buckets(plan.schema, plan.event, read, plan.buckets, plan.users, alias="active_events", keys=keys)
     neighbours = select(
-        [column("bucket"), _neighbour("lag", "bucket_before"), _neighbour("lead", "bucket_after")], "active"
+        [
+            *(column(name) for name in ("bucket", *group_columns(keys))),
+            _neighbour("lag", "bucket_before", keys),
+            _neighbour("lead", "bucket_after", keys),
+        ],
+        "active",
     )
     shown = numbered_times(plan.buckets, "buckets", time="bucket", number="bucket_number")
-    here = exp.EQ(this=column("bucket", "counted"), expression=column("bucket_number", "buckets"))
-    before = exp.EQ(
-        this=column("bucket", "before"),
-        expression=exp.Sub(this=column("bucket_number", "buckets"), expression=number(1)),
-    )
+    here = [exp.EQ(this=column("bucket", "counted"), expression=column("bucket_number", "buckets"))]
+    bucket_before = exp.Sub(this=column("bucket_number", "buckets"), expression=number(1))
+    before = [exp.EQ(this=column("bucket", "before"), expression=bucket_before)]
+    ctes: list[tuple[str, exp.Query]] = [("active", active), ("neighbours", neighbours), ("counted", _counted(keys))]
+    joins: list[exp.Join] = []
+    values: exp.Expr = cast(exp.Null(), "text[]")
+    if keys:
+        ctes.append(("shown_groups", select([column("group_values")], "counted", distinct=True)))
+        values = column("group_values", "shown_groups")
+        joins.append(join(exp.table_("shown_groups"), kind="CROSS"))
+        for source, on in (("counted", here), ("before", before)):
+            on.append(exp.EQ(this=column("group_values", source), expression=values.copy()))
     counted_before = exp.Table(this=exp.to_identifier("counted"), alias=table_alias("before"))
     counts = [column(status, "counted") for status in _STATUSES[:-1]] + [column("leaving", "before")]
     rows = [
@@ -76,30 +97,40 @@ def lower_lifecycle(plan: LifecyclePlan) -> exp.Query:
     is_dormant = exp.EQ(this=column("status", "statuses"), expression=text("dormant"))
     signed = exp.Case(ifs=[exp.If(this=is_dormant, true=exp.Neg(this=users))], default=users.copy())
     query = select(
-        [column("bucket", "buckets"), column("status", "statuses"), named(cast(signed, "bigint"), "users")],
+        [
+            column("bucket", "buckets"),
+            column("status", "statuses"),
+            named(cast(signed, "bigint"), "users"),
+            named(group_key(keys, values, has_other=False), "group_key"),
+        ],
         shown,
         joins=[
-            join(exp.table_("counted"), [here], kind="LEFT"),
-            join(counted_before, [before], kind="LEFT"),
+            *joins,
+            join(exp.table_("counted"), here, kind="LEFT"),
+            join(counted_before, before, kind="LEFT"),
             join(statuses, kind="CROSS"),
         ],
         where=[exp.GT(this=column("bucket_number", "buckets"), expression=number(1))],
-        order_by=[column("bucket_number", "buckets"), column("status_number", "statuses")],
+        order_by=[
+            column("bucket_number", "buckets"),
+            *group_order(keys, values, has_other=False),
+            column("status_number", "statuses"),
+        ],
     )
-    return with_ctes(query, [("active", active), ("neighbours", neighbours), ("counted", _counted())])
+    return with_ctes(query, ctes)
 
 
-def _neighbour(function: str, name: str) -> exp.Expr:
+def _neighbour(function: str, name: str, keys: tuple[GroupKey, ...]) -> exp.Expr:
     window = exp.Window(
         this=exp.Anonymous(this=function, expressions=[column("bucket")]),
-        partition_by=[column("user_id")],
+        partition_by=[column(part) for part in ("user_id", *group_columns(keys))],
         order=exp.Order(expressions=[column("time"), column("event_id")]),
     )
     return named(window, name)
 
 
-def _counted() -> exp.Select:
-    """Per bucket, its users by status, and those who are not there in the next one."""
+def _counted(keys: tuple[GroupKey, ...]) -> exp.Select:
+    """Per bucket and group, its users by status, and those who are not there in the next one."""
     bucket, before = column("bucket"), column("bucket_before")
     just_before = exp.Sub(this=bucket, expression=number(1))
     next_bucket = exp.Add(this=bucket.copy(), expression=number(1))
@@ -113,7 +144,9 @@ def _counted() -> exp.Select:
         named(exp.Filter(this=exp.Count(this=exp.Star()), expression=exp.Where(this=condition)), name)
         for name, condition in conditions.items()
     ]
-    return select([column("bucket"), *counts], "neighbours", group_by=[column("bucket")])
+    by_groups = [named(group_values(keys), "group_values")] if keys else []
+    group_by = [column(name) for name in ("bucket", *group_columns(keys))]
+    return select([column("bucket"), *by_groups, *counts], "neighbours", group_by=group_by)
 
 
 def lifecycle_sources(plan: LifecyclePlan) -> dict[str, str]:
@@ -123,7 +156,7 @@ def lifecycle_sources(plan: LifecyclePlan) -> dict[str, str]:
 
 ANALYSIS = Analysis(
     keyword="lifecycle",
-    clauses=(syntax.By,),
+    clauses=(syntax.By, syntax.GroupBy),
     row=_ROW,
     bind=bind_lifecycle,
     lower=lower_lifecycle,

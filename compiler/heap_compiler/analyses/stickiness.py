@@ -12,13 +12,14 @@ from heap_compiler import syntax
 from heap_compiler.activity import active_buckets
 from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
-from heap_compiler.bound import BoundEvent
+from heap_compiler.bound import BoundEvent, GroupKey
+from heap_compiler.groups import group_columns, group_key, group_order, group_values
 from heap_compiler.ranges import TimeRange, bucket_starts
 from heap_compiler.sql import cast, column, join, named, number, numbers, select, with_ctes
 
 __all__ = ["ANALYSIS", "StickinessPlan"]
 
-_ROW = (ResultColumn("intervals", "int"), ResultColumn("users", "bigint"))
+_ROW = (ResultColumn("intervals", "int"), ResultColumn("users", "bigint"), ResultColumn("group_key", "text"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class StickinessPlan:
     read: TimeRange
     buckets: tuple[datetime, ...]
     users: exp.Query | None
+    group_keys: tuple[GroupKey, ...]
 
 
 def bind_stickiness(statement: syntax.AnalysisStatement, binder: Binder) -> StickinessPlan:
@@ -39,28 +41,46 @@ def bind_stickiness(statement: syntax.AnalysisStatement, binder: Binder) -> Stic
     unit: syntax.Unit = "day" if by is None else by.unit
     span = None if by is None else by.span
     buckets = bucket_starts(binder.time_range, unit, binder.catalog.time_zone, span)
-    return StickinessPlan(binder.catalog.schema, binder.event(event), binder.time_range, tuple(buckets), binder.users)
+    return StickinessPlan(
+        binder.catalog.schema, binder.event(event), binder.time_range, tuple(buckets), binder.users, binder.group_keys
+    )
 
 
 def lower_stickiness(plan: StickinessPlan) -> exp.Query:
-    """One row per possible number of buckets."""
-    active = active_buckets(plan.schema, plan.event, plan.read, plan.buckets, plan.users, alias="active_events")
-    each = select(
-        [column("user_id"), named(exp.Count(this=exp.Star()), "intervals")], "active", group_by=[column("user_id")]
+    """One row per group and possible number of buckets."""
+    keys = plan.group_keys
+    active = active_buckets(
+        plan.schema, plan.event, plan.read, plan.buckets, plan.users, alias="active_events", keys=keys
     )
+    unit = [column(name) for name in ("user_id", *group_columns(keys))]
+    each = select([*unit, named(exp.Count(this=exp.Star()), "intervals")], "active", group_by=list(unit))
+    by_groups = [named(group_values(keys), "group_values")] if keys else []
     counted = select(
-        [column("intervals"), named(exp.Count(this=exp.Star()), "users")], "each_user", group_by=[column("intervals")]
+        [column("intervals"), *by_groups, named(exp.Count(this=exp.Star()), "users")],
+        "each_user",
+        group_by=[column(name) for name in ("intervals", *group_columns(keys))],
     )
-    possible = numbers(1, len(plan.buckets), "numbers", "intervals")
-    same = exp.EQ(this=column("intervals", "counted"), expression=column("intervals", "numbers"))
+    ctes: list[tuple[str, exp.Query]] = [("active", active), ("each_user", each), ("counted", counted)]
+    same = [exp.EQ(this=column("intervals", "counted"), expression=column("intervals", "numbers"))]
+    joins: list[exp.Join] = []
+    values: exp.Expr = cast(exp.Null(), "text[]")
+    if keys:
+        ctes.append(("shown_groups", select([column("group_values")], "counted", distinct=True)))
+        values = column("group_values", "shown_groups")
+        joins.append(join(exp.table_("shown_groups"), kind="CROSS"))
+        same.append(exp.EQ(this=column("group_values", "counted"), expression=values.copy()))
     users = exp.Coalesce(this=column("users", "counted"), expressions=[number(0)])
     query = select(
-        [column("intervals", "numbers"), named(cast(users, "bigint"), "users")],
-        possible,
-        joins=[join(exp.table_("counted"), [same], kind="LEFT")],
-        order_by=[column("intervals", "numbers")],
+        [
+            column("intervals", "numbers"),
+            named(cast(users, "bigint"), "users"),
+            named(group_key(keys, values, has_other=False), "group_key"),
+        ],
+        numbers(1, len(plan.buckets), "numbers", "intervals"),
+        joins=[*joins, join(exp.table_("counted"), same, kind="LEFT")],
+        order_by=[*group_order(keys, values, has_other=False), column("intervals", "numbers")],
     )
-    return with_ctes(query, [("active", active), ("each_user", each), ("counted", counted)])
+    return with_ctes(query, ctes)
 
 
 def stickiness_sources(plan: StickinessPlan) -> dict[str, str]:
@@ -70,7 +90,7 @@ def stickiness_sources(plan: StickinessPlan) -> dict[str, str]:
 
 ANALYSIS = Analysis(
     keyword="stickiness",
-    clauses=(syntax.By,),
+    clauses=(syntax.By, syntax.GroupBy),
     row=_ROW,
     bind=bind_stickiness,
     lower=lower_stickiness,

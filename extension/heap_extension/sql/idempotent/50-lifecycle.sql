@@ -2,7 +2,8 @@ CREATE OR REPLACE FUNCTION heap.lifecycle(statement text)
 RETURNS TABLE (
     bucket timestamptz,
     status text,
-    users bigint
+    users bigint,
+    group_key text
 )
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp

@@ -1,7 +1,8 @@
 CREATE OR REPLACE FUNCTION heap.stickiness(statement text)
 RETURNS TABLE (
     intervals int,
-    users bigint
+    users bigint,
+    group_key text
 )
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp

@@ -28,6 +28,8 @@ GRANT SELECT ON heap.segment_definition TO PUBLIC;
 ALTER TABLE heap.event_definition ALTER COLUMN predicate DROP NOT NULL;
 ALTER TABLE heap.event_definition ALTER COLUMN index_suffix DROP NOT NULL;
 
--- Their rows have columns more, which no CREATE OR REPLACE can add.
+-- The rows of these have columns more, which no CREATE OR REPLACE can add.
 DROP FUNCTION IF EXISTS heap.funnel(text[]);
 DROP FUNCTION IF EXISTS heap.funnel(text);
+DROP FUNCTION IF EXISTS heap.lifecycle(text);
+DROP FUNCTION IF EXISTS heap.stickiness(text);
