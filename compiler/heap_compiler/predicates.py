@@ -21,7 +21,6 @@ from heap_compiler.hierarchy import selector_pattern
 from heap_compiler.ranges import parse_time
 from heap_compiler.schema import EVENT_COLUMNS, USER_COLUMNS, Column
 from heap_compiler.sql import (
-    FALSE,
     all_of,
     any_of,
     cast,
@@ -198,14 +197,21 @@ class _Values:
             ordered = comparison(this=_json(self.of), expression=_json_literal(value))
             return all_of([_is_json(self.of, kind), ordered])
         constant = self._constant(literal)
-        return FALSE if constant is None else comparison(this=column(self.typed.name), expression=constant)
+        if constant is None:
+            return self._never()
+        return comparison(this=column(self.typed.name), expression=constant)
 
     def one_of(self, literals: tuple[syntax.Value, ...]) -> exp.Expr:
         if self.typed is None:
             members = [_json_literal(literal.value) for literal in literals]
             return exp.In(this=_json(self.of), expressions=members)
         constants = [constant for literal in literals if (constant := self._constant(literal)) is not None]
-        return exp.In(this=column(self.typed.name), expressions=constants) if constants else FALSE
+        return exp.In(this=column(self.typed.name), expressions=constants) if constants else self._never()
+
+    def _never(self) -> exp.Expr:
+        """False of every row. Not the constant: Citus refuses one beside an outer join on PostgreSQL 15 and 16."""
+        assert self.typed is not None
+        return exp.NEQ(this=column(self.typed.name), expression=column(self.typed.name))
 
     def _constant(self, literal: syntax.Value) -> exp.Expr | None:
         """The literal as a constant of the column's type, or None when the types differ: never equal, never less."""

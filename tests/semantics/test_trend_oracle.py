@@ -126,3 +126,21 @@ def test_ratios_equal_the_oracle(asked: psycopg.Connection[Any], data: st.DataOb
         assert value is None or abs(float(value) - (expected or 0)) < 1e-7, (statement, bucket, key)
     groups = {group(e) for e in inside if over(e) or under(e)} if grouped else {None}
     assert {row[1] for row in rows} == groups
+
+
+def test_a_value_of_another_type_is_simply_false(asked: psycopg.Connection[Any]) -> None:
+    """Also beside an outer join, where Citus refuses the constant FALSE."""
+    asked.execute(f"INSERT INTO {APP}.events (user_id, time, event_id, type) VALUES (1, '2025-11-01', 1, 'pageview')")
+    for statement, value in (
+        ("count of any where path = 5", 0),
+        ("count of any where path in (5, 6)", 0),
+        ("count of any where not path = 5", 1),
+        ("count of any where path != 5", 1),
+        ("count of ((any where path = 5) or (any where session_id = 'x') or any) group by user.plan", 1),
+    ):
+        assert asked.execute("SELECT value FROM heap.trend(%s)", (statement,)).fetchall() == [(value,)], statement
+    for statement in (
+        "lifecycle of any where path = 5 group by user.plan",
+        "funnel any -> any where path = 5 group by user.plan",
+    ):
+        asked.execute("SELECT heap.query(%s)", (statement,)).fetchall()
