@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from heap_extension.command import analyses, cluster, demo, doctor, files
+from heap_extension.command import analyses, cluster, demo, doctor, files, maintain
 
 __all__ = ["app"]
 
@@ -23,4 +23,5 @@ app.command("query")(analyses.query)
 app.command("sql")(analyses.sql)
 app.command("explain")(analyses.explain)
 app.command("import")(files.import_file)
+app.command("maintain")(maintain.maintain)
 app.command("doctor")(doctor.doctor)

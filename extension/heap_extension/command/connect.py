@@ -17,7 +17,7 @@ from heap_extension.importer import ImportRefusedError
 from heap_extension.install import InstallError
 from heap_extension.postgres import PostgresMissingError, find_postgres
 
-__all__ = ["App", "Data", "Dsn", "connect", "embedded_cluster", "fail", "failing_clearly", "show_app_times"]
+__all__ = ["App", "Data", "Dsn", "connect", "embedded_cluster", "fail", "failing_clearly", "find_dsn", "show_app_times"]
 
 Dsn = Annotated[
     str | None,
@@ -57,9 +57,8 @@ def embedded_cluster(data: Path | None = None) -> Cluster:
     return Cluster(find_postgres(), (data or default_data_directory()).absolute())
 
 
-@contextmanager
-def connect(dsn: str | None, app: str | None = None) -> Iterator[psycopg.Connection[Any]]:
-    """A connection with heap.app set.
+def find_dsn(dsn: str | None) -> str:
+    """The DSN given, else that of HEAP_DSN, else that of the embedded cluster.
 
     Raises:
         ClusterError: neither a DSN nor a running embedded cluster.
@@ -70,7 +69,17 @@ def connect(dsn: str | None, app: str | None = None) -> Iterator[psycopg.Connect
         if not cluster.is_running():
             raise ClusterError("no database: give --dsn, set HEAP_DSN, or run `heap up` here first")
         dsn = cluster.dsn
-    with psycopg.connect(dsn, application_name="heap") as connection:
+    return dsn
+
+
+@contextmanager
+def connect(dsn: str | None, app: str | None = None) -> Iterator[psycopg.Connection[Any]]:
+    """A connection with heap.app set.
+
+    Raises:
+        ClusterError: neither a DSN nor a running embedded cluster.
+    """
+    with psycopg.connect(find_dsn(dsn), application_name="heap") as connection:
         if app is not None:
             connection.execute("SELECT set_config('heap.app', %s, false)", (app,))
         yield connection

@@ -19,13 +19,14 @@ from heap_compiler import (
 )
 from heap_compiler.complete import complete
 from heap_extension.server import apps, definitions, plans, segments
-from heap_extension.server.catalog import App, Database, DatabaseCatalog
+from heap_extension.server.catalog import App, Database, DatabaseCatalog, rows
 from heap_extension.server.vocabulary import AppVocabulary, NoVocabulary
 
 __all__ = ["Answer", "answer"]
 
 _CACHE_SIZE = 256
-_compiled: dict[tuple[str, str, str | None, int, int], CompiledQuery] = {}
+_compiled: dict[tuple[str, str, str | None, int, int], tuple[CompiledQuery, list[str]]] = {}
+"""Queries compiled before, each with the dormant events it names."""
 
 
 class Answer(TypedDict):
@@ -122,10 +123,25 @@ def _compile(catalog: DatabaseCatalog, text: str, keyword: str | None) -> Compil
     app = catalog.app
     key = (app.name, text, keyword, app.version, int(app.now.timestamp()) // 60)
     if key in _compiled:
-        return _compiled[key]
+        kept, dormant = _compiled[key]
+        _wake(catalog, dormant)
+        return kept
     compiled = compile_statement(text, catalog, keyword)
-    if isinstance(compiled, CompiledQuery) and "second" not in text.lower():  # a range in seconds moves within a minute
-        if len(_compiled) >= _CACHE_SIZE:
-            _compiled.pop(next(iter(_compiled)))
-        _compiled[key] = compiled
+    if isinstance(compiled, CompiledQuery):
+        dormant = [name for name in sorted(catalog.named) if catalog.definitions[name].dormant]
+        _wake(catalog, dormant)
+        if "second" not in text.lower():  # a range in seconds moves within a minute
+            if len(_compiled) >= _CACHE_SIZE:
+                _compiled.pop(next(iter(_compiled)))
+            _compiled[key] = compiled, dormant
     return compiled
+
+
+def _wake(catalog: DatabaseCatalog, dormant: list[str]) -> None:
+    """Asks `heap maintain` for the indexes of these events; this once, the query does without."""
+    for name in dormant:
+        rows(
+            catalog.database,
+            "SELECT pg_catalog.pg_notify('heap_maintain', $1) WHERE NOT pg_catalog.pg_is_in_recovery()",
+            payload=json.dumps({"app": catalog.app.name, "event": name}),
+        )

@@ -11,7 +11,7 @@ from heap_compiler import HeapError
 from heap_compiler.errors import nearest
 from heap_compiler.schema import EVENT_COLUMNS, KEYED_COLUMNS, USER_COLUMNS, key_column
 from heap_extension.server.catalog import Database, known_apps, rows, unknown_app
-from heap_extension.server.indexes import create_index
+from heap_extension.server.indexes import WAKE_MAINTAIN, create_index, left_to_maintain
 from heap_extension.server.quote import identifier, literal, qualified
 
 __all__ = ["create_app", "drop_app", "make_partitions"]
@@ -134,18 +134,21 @@ def make_partitions(database: Database, name: str | None, first: str | None, las
     if not missing:
         return []
     waiting = {row["month"] for row in rows(database, _WAITING.format(table=qualified(name, "events_default")))}
+    maintained = left_to_maintain(database)
     definitions = [
         (row["index_suffix"], row["predicate"])
         for row in rows(
             database,
-            "SELECT index_suffix, predicate FROM heap.event_definition WHERE app = $1 AND predicate IS NOT NULL",
+            "SELECT index_suffix, predicate FROM heap.event_definition"
+            " WHERE app = $1 AND predicate IS NOT NULL AND NOT dormant",
             app=name,
         )
+        if not maintained
     ]
     commands = [f"LOCK TABLE {qualified(name, 'events')} IN SHARE ROW EXCLUSIVE MODE"] if waiting else []
     for month in missing:
         commands += _partition(name, month, definitions, waiting=_month_text(month) in waiting)
-    return commands
+    return [*commands, *([WAKE_MAINTAIN] if maintained else [])]
 
 
 _WAITING = "SELECT DISTINCT pg_catalog.to_char(time AT TIME ZONE 'UTC', 'YYYY-MM') AS month FROM {table}"

@@ -43,6 +43,7 @@ class Definition:
     definition: str
     index_suffix: str | None
     uses: tuple[str, ...]
+    dormant: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,23 +127,30 @@ class DatabaseCatalog:
         self.schema = app.name
         self.time_zone = app.time_zone
         self.now = app.now
+        self.named: set[str] = set()
+        """The events that were looked up."""
 
     @cached_property
     def definitions(self) -> dict[str, Definition]:
         """All definitions of the app by name."""
         found = rows(
             self.database,
-            "SELECT name, definition, index_suffix, uses FROM heap.event_definition WHERE app = $1",
+            "SELECT name, definition, index_suffix, uses, dormant FROM heap.event_definition WHERE app = $1",
             app=self.app.name,
         )
         return {
-            row["name"]: Definition(row["name"], row["definition"], row["index_suffix"], tuple(row["uses"]))
+            row["name"]: Definition(
+                row["name"], row["definition"], row["index_suffix"], tuple(row["uses"]), row["dormant"]
+            )
             for row in found
         }
 
     def definition(self, name: str) -> str | None:
         found = self.definitions.get(name)
-        return None if found is None else found.definition
+        if found is None:
+            return None
+        self.named.add(name)
+        return found.definition
 
     def event_names(self) -> Iterable[str]:
         return self.definitions

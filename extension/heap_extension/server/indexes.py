@@ -9,7 +9,7 @@ import unicodedata
 from heap_extension.server.catalog import Database, rows
 from heap_extension.server.quote import identifier, qualified
 
-__all__ = ["create_index", "drop_index", "index_suffix", "partitions"]
+__all__ = ["WAKE_MAINTAIN", "create_index", "drop_index", "index_suffix", "left_to_maintain", "partitions"]
 
 _SLUG_LENGTH = 24
 
@@ -49,3 +49,17 @@ def create_index(app: str, partition: str, suffix: str, predicate: str) -> str:
 def drop_index(app: str, partition: str, suffix: str) -> str:
     """The command that drops it."""
     return f"DROP INDEX IF EXISTS {qualified(app, f'{partition}_{suffix}')}"
+
+
+def left_to_maintain(database: Database) -> bool:
+    """True when `heap maintain` builds and drops indexes, rather than the statement that defines or drops an event."""
+    (row,) = rows(
+        database,
+        "SELECT CASE index_builds WHEN 'auto' THEN heap._maintainer() IS NOT NULL ELSE index_builds = 'maintain' END"
+        " AS maintained FROM heap.settings",
+    )
+    return bool(row["maintained"])
+
+
+WAKE_MAINTAIN = "SELECT pg_catalog.pg_notify('heap_maintain', '')"
+"""The command that tells `heap maintain` of a change, when the transaction commits."""

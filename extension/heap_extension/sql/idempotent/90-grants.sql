@@ -18,7 +18,7 @@ BEGIN
     EXECUTE format('ALTER DEFAULT PRIVILEGES IN SCHEMA %I GRANT SELECT ON TABLES TO %s', app, analyst);
     EXECUTE format(
         'GRANT EXECUTE ON FUNCTION heap._compile(text, text[]), heap._raise(heap._compiled), heap._analysis(text, text),'
-        ' heap._index_size(regclass), heap._later_end(bigint, bigint, bigint), heap._last_taken(bigint, bigint),'
+        ' heap._has_citus(), heap._maintainer(), heap._placements(text), heap._on_nodes(text), heap._node_indexes(text), heap.index_health(text), heap.partition_health(text), heap._later_end(bigint, bigint, bigint), heap._last_taken(bigint, bigint),'
         ' heap.sql(text), heap.query(text), heap.explain(text, boolean),'
         ' heap.complete(text, int),'
         ' heap.funnel(text), heap.funnel(text[]), heap.trend(text), heap.retention(text), heap.lifecycle(text),'

@@ -1,0 +1,86 @@
+"""Doing one piece of work on one node, without holding back its writes for longer than the lock time-out."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+from psycopg import errors, sql
+
+from heap_extension.maintain.work import Kind, Work
+
+__all__ = ["execute"]
+
+_QUICK_BYTES = 8_000_000
+"""A table of this size is indexed in some 10 ms: sooner than the three transactions of CONCURRENTLY end."""
+
+
+def execute(connection: psycopg.Connection[Any], work: Work, predicate: str | None, lock_timeout: timedelta) -> None:
+    """Does it. What is done already, or whose table is gone, is no error.
+
+    Args:
+        connection: to the node of the work, in autocommit mode.
+        predicate: SQL condition of the index, for builds.
+        lock_timeout: for how long writes may wait.
+
+    Raises:
+        psycopg.Error: the node refused, or is gone.
+    """
+    table = sql.Identifier(work.app, work.relation)
+    try:
+        match work.kind:
+            case Kind.build | Kind.rebuild:
+                assert predicate is not None
+                if work.kind is Kind.rebuild:
+                    _drop(connection, work)
+                _build(connection, work, predicate, lock_timeout)
+            case Kind.drop:
+                _drop(connection, work)
+            case Kind.reindex:
+                connection.execute(
+                    sql.SQL("REINDEX INDEX CONCURRENTLY {}").format(sql.Identifier(work.app, work.index_name or ""))
+                )
+            case Kind.vacuum:
+                # Truncation would take an exclusive lock.
+                connection.execute(sql.SQL("VACUUM (ANALYZE, TRUNCATE false, SKIP_LOCKED) {}").format(table))
+    except (errors.DuplicateTable, errors.UndefinedTable, errors.UndefinedObject, errors.InvalidSchemaName):
+        pass  # somebody was faster, or dropped what it was for: the next pass sees
+
+
+def _build(connection: psycopg.Connection[Any], work: Work, predicate: str, lock_timeout: timedelta) -> None:
+    """Quickly where the table is small; else, or when that takes long, CONCURRENTLY. Never IF NOT EXISTS, which would
+    take an invalid index for one."""
+    name, table = sql.Identifier(work.index_name or ""), sql.Identifier(work.app, work.relation)
+
+    def command(concurrently: str) -> sql.Composed:
+        return sql.SQL("CREATE INDEX {} {} ON {} (user_id, time, event_id) WHERE {}").format(
+            sql.SQL(concurrently), name, table, sql.SQL(predicate)
+        )
+
+    if _is_small(connection, work):
+        milliseconds = max(1, int(lock_timeout.total_seconds() * 500))
+        try:
+            with connection.transaction():
+                connection.execute(f"SET LOCAL lock_timeout = {milliseconds}")
+                connection.execute(f"SET LOCAL statement_timeout = {2 * milliseconds}")
+                connection.execute(command(""))
+            return
+        except (errors.LockNotAvailable, errors.QueryCanceled):
+            pass
+    connection.execute(command("CONCURRENTLY"))
+
+
+def _is_small(connection: psycopg.Connection[Any], work: Work) -> bool:
+    row = connection.execute(
+        "SELECT pg_relation_size(c.oid) FROM pg_class AS c WHERE c.relname = %s"
+        " AND c.relnamespace = to_regnamespace(quote_ident(%s))",
+        (work.relation, work.app),
+    ).fetchone()
+    return row is not None and row[0] < _QUICK_BYTES
+
+
+def _drop(connection: psycopg.Connection[Any], work: Work) -> None:
+    connection.execute(
+        sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(sql.Identifier(work.app, work.index_name or ""))
+    )

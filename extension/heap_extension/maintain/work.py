@@ -1,0 +1,108 @@
+"""What is to be done, by comparing the wanted with the present: pure, in the order it is worth doing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+__all__ = ["IndexRow", "Kind", "PartitionRow", "Work", "index_work", "partition_work"]
+
+_REINDEX_BYTES = 1_000_000
+"""A smaller index is read whole anyway: its bloat costs nothing."""
+
+
+class Kind(IntEnum):
+    """Kinds of work, the most urgent first."""
+
+    build = 1
+    rebuild = 2
+    drop = 3
+    vacuum = 4
+    reindex = 5
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRow:
+    """A row of heap.index_health."""
+
+    app: str
+    event: str | None
+    partition: str
+    node: str | None
+    shard: int | None
+    index_name: str
+    state: str
+    bytes: int | None
+    bloat: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionRow:
+    """A row of heap.partition_health."""
+
+    app: str
+    partition: str
+    node: str | None
+    shard: int | None
+    visible: float
+    changed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One command's worth of work on one node.
+
+    Attributes:
+        node: host:port of the node; None for the database itself.
+        relation: the table: a partition, or a shard of it.
+        index_name: the index; None for a VACUUM.
+        event: the definition an index is built for.
+    """
+
+    kind: Kind
+    app: str
+    node: str | None
+    partition: str
+    relation: str
+    index_name: str | None = None
+    event: str | None = None
+
+
+def index_work(rows: Iterable[IndexRow], *, distributed: bool, reindex_above: float) -> list[Work]:
+    """Builds of what is missing, first on the tables here, whose indexes Citus copies to a moved shard; then newest
+    partition first. Then what is invalid, what is nobody's, and what is bloated."""
+    found = sorted(
+        (work for row in rows for work in _of_index(row, reindex_above)),
+        key=lambda work: (work.kind, not (distributed and work.node is None)),
+    )
+    builds = [work for work in found if work.kind in {Kind.build, Kind.rebuild}]
+    builds.sort(key=lambda work: work.partition, reverse=True)  # events_default, which only late events fill, is first
+    builds.sort(key=lambda work: not (distributed and work.node is None))
+    return [*builds, *(work for work in found if work.kind not in {Kind.build, Kind.rebuild})]
+
+
+def _of_index(row: IndexRow, reindex_above: float) -> Iterator[Work]:
+    relation = row.partition if row.shard is None else f"{row.partition}_{row.shard}"
+    kinds = {"missing": Kind.build, "invalid": Kind.rebuild, "orphan": Kind.drop}
+    kind = kinds.get(row.state)
+    if row.state == "valid" and (row.bloat or 0) > reindex_above and (row.bytes or 0) > _REINDEX_BYTES:
+        kind = Kind.reindex
+    if kind is not None:
+        yield Work(kind, row.app, row.node, row.partition, relation, row.index_name, row.event)
+
+
+def partition_work(rows: Iterable[PartitionRow], *, vacuum_below: float) -> list[Work]:
+    """VACUUM of partitions that changed and whose index-only scans would visit the table; the newest first. Empty
+    partitions are not among them: the planner would read them without an index, and sort."""
+    return [
+        Work(
+            Kind.vacuum,
+            row.app,
+            row.node,
+            row.partition,
+            row.partition if row.shard is None else f"{row.partition}_{row.shard}",
+        )
+        for row in sorted(rows, key=lambda row: row.partition, reverse=True)
+        if row.visible < vacuum_below and row.changed > 0
+    ]
