@@ -125,8 +125,7 @@ class Maintainer:
             health = cursor.execute(
                 "SELECT app, event, partition, node, shard, index_name, state, bytes, bloat FROM heap.index_health()"
             ).fetchall()
-        distributed = leader.execute("SELECT heap._has_citus()").fetchone() == (True,)
-        work = index_work(health, distributed=distributed, reindex_above=settings.reindex_above)
+        work = index_work(health, reindex_above=settings.reindex_above)
         waiting = sum(row.state in {"building", "unreachable"} for row in health)
         with leader.cursor(row_factory=class_row(PartitionRow)) as rows:
             for app in apps:
@@ -188,7 +187,7 @@ class Maintainer:
             )
 
     def _do(self, leader: psycopg.Connection[Any], work: list[Work], settings: Settings) -> None:
-        """Does the work whose time has come: first on the tables here, then on all nodes at once."""
+        """Does the work whose time has come, on all nodes at once."""
         now = time.monotonic()
         due = [piece for piece in work if now >= self._failures[piece].retry_at]
         self._failures = defaultdict(_Failure, {piece: self._failures[piece] for piece in work})
@@ -218,14 +217,8 @@ class Maintainer:
             except psycopg.OperationalError as error:
                 self.report(f"{node or 'the database'} does not answer: {_first_line(error)}")
 
-        def work_off_all(nodes: list[str | None]) -> None:
-            with ThreadPoolExecutor(max_workers=max(1, len(nodes) * settings.builds_per_node)) as threads:
-                list(threads.map(work_off, [node for node in nodes for _ in range(settings.builds_per_node)]))
-
-        nodes = list(by_node)
-        if None in nodes:
-            work_off_all([None])
-        work_off_all([node for node in nodes if node is not None])
+        with ThreadPoolExecutor(max_workers=max(1, len(by_node) * settings.builds_per_node)) as threads:
+            list(threads.map(work_off, [node for node in by_node for _ in range(settings.builds_per_node)]))
 
     def _do_one(
         self,

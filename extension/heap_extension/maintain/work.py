@@ -69,17 +69,11 @@ class Work:
     event: str | None = None
 
 
-def index_work(rows: Iterable[IndexRow], *, distributed: bool, reindex_above: float) -> list[Work]:
-    """Builds of what is missing, first on the tables here, whose indexes Citus copies to a moved shard; then newest
-    partition first. Then what is invalid, what is nobody's, and what is bloated."""
-    found = sorted(
-        (work for row in rows for work in _of_index(row, reindex_above)),
-        key=lambda work: (work.kind, not (distributed and work.node is None)),
-    )
-    builds = [work for work in found if work.kind in {Kind.build, Kind.rebuild}]
-    builds.sort(key=lambda work: work.partition, reverse=True)  # events_default, which only late events fill, is first
-    builds.sort(key=lambda work: not (distributed and work.node is None))
-    return [*builds, *(work for work in found if work.kind not in {Kind.build, Kind.rebuild})]
+def index_work(rows: Iterable[IndexRow], *, reindex_above: float) -> list[Work]:
+    """Builds of what is missing or invalid, newest partition first; then what is nobody's, and what is bloated."""
+    found = [work for row in rows for work in _of_index(row, reindex_above)]
+    found.sort(key=lambda work: work.partition, reverse=True)  # events_default, which only late events fill, is first
+    return sorted(found, key=lambda work: max(work.kind, Kind.rebuild))
 
 
 def _of_index(row: IndexRow, reindex_above: float) -> Iterator[Work]:
