@@ -12,6 +12,7 @@ import typer
 
 from heap_extension.command.connect import Dsn, embedded_cluster, failing_clearly
 from heap_extension.install import VERSION, installed
+from heap_extension.nodes import nodes
 from heap_extension.postgres import MIN_VERSION, PostgresMissingError, find_postgres
 
 __all__ = ["doctor"]
@@ -60,7 +61,7 @@ def _machine() -> Iterator[Finding]:
     yield Finding(
         postgres.has_extension("citus"),
         "Citus (only to distribute)",
-        "the package postgresql-<version>-citus from Citus's own repository, see the README",
+        f"the package postgresql-{postgres.version}-citus-13.2 from Citus's own repository, see the README",
         needed=False,
     )
     java = shutil.which("java")
@@ -75,11 +76,12 @@ def _database(dsn: str) -> Iterator[Finding]:
             return None if row is None else str(row[0])
 
         version = ask("SELECT extversion FROM pg_extension WHERE extname = 'heap'")
-        yield Finding(
-            version == VERSION,
-            f"extension heap {version or ''} in the database".replace("  ", " "),
-            "CREATE EXTENSION heap CASCADE;" if version is None else "ALTER EXTENSION heap UPDATE;",
-        )
+        for node in nodes(connection):
+            yield Finding(
+                node.version == VERSION,
+                f"extension heap {node.version or VERSION} in {node.place}",
+                node.lack or "heap install --dsn ...",
+            )
         locks = ask("SELECT current_setting('max_locks_per_transaction')")
         yield Finding(
             int(locks or 0) >= _LOCKS,
