@@ -16,7 +16,6 @@ _HOST = "127.0.0.1"
 _SETTINGS = """
 # A node of Citus: every query opens connections for its shards, moved shards are replicated logically.
 max_connections = 300
-max_prepared_transactions = 300
 wal_level = logical
 max_wal_senders = 32
 max_replication_slots = 32
@@ -61,7 +60,7 @@ class CitusCluster:
             settings: further lines of new nodes' postgresql.conf.
 
         Raises:
-            ClusterError: Citus is not installed, the coordinator is a cluster without Citus, or a node did not start.
+            ClusterError: Citus is not installed, the coordinator was made to be alone, or a node did not start.
         """
         postgres = self.coordinator.postgres
         if not postgres.has_extension("citus"):
@@ -70,9 +69,9 @@ class CitusCluster:
                 f" has it: the package postgresql-{postgres.version}-citus-13.2, or a later one; see"
                 " https://docs.citusdata.com/en/stable/installation/multi_node.html"
             )
-        if self.coordinator.exists and not self.workers and "citus" not in self.coordinator.preloaded:
+        if self.coordinator.exists and self.coordinator.setting("wal_level") != "logical":
             raise ClusterError(
-                f"the cluster in {self.coordinator.directory} was made without Citus: choose another --data"
+                f"the cluster in {self.coordinator.directory} was made without workers: choose another --data"
             )
         libraries = ", ".join(filter(None, ["citus", preload]))
         self.coordinator.up(port, preload=libraries, settings=_SETTINGS + settings)

@@ -89,10 +89,9 @@ class Cluster:
         """True when it was created."""
         return (self.data / "PG_VERSION").exists()
 
-    @property
-    def preloaded(self) -> str:
-        """Its shared_preload_libraries."""
-        return self._run("postgres", "-D", self.data, "-C", "shared_preload_libraries").stdout.strip()
+    def setting(self, name: str) -> str:
+        """A parameter as its configuration files set it."""
+        return self._run("postgres", "-D", self.data, "-C", name).stdout.strip()
 
     def up(
         self,
@@ -158,6 +157,8 @@ class Cluster:
             if time.monotonic() > deadline:
                 raise ClusterError("processes of PostgreSQL do not end")
             time.sleep(0.01)
+        # Its process, though ended, is in the way of the next until somebody has taken note.
+        (self.data / "postmaster.pid").unlink()
 
     def is_running(self) -> bool:
         """True when this cluster's server runs."""
@@ -237,6 +238,9 @@ def _is_free(port: int) -> bool:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Below the ports of outgoing connections, which could otherwise take a stopped server's."""
+    ports = (15_432 + secrets.randbelow(32_768 - 15_432) for _ in range(100))
+    for port in ports:
+        if _is_free(port):
+            return port
+    raise ClusterError("no free port found on loopback")

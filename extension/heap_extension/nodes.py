@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
@@ -22,6 +22,7 @@ class Node:
         has_python: whether PL/Python is installed on its machine.
         has_files: whether this version's files are.
         version: of the extension in its database.
+        settings: of its server, those that heap wants in a certain way.
     """
 
     name: str | None
@@ -29,6 +30,7 @@ class Node:
     has_python: bool = False
     has_files: bool = False
     version: str | None = None
+    settings: dict[str, str] = field(default_factory=dict)
 
     @property
     def place(self) -> str:
@@ -52,7 +54,9 @@ SELECT json_build_object(
     'answers', true,
     'has_python', EXISTS (SELECT FROM pg_available_extensions WHERE name = 'plpython3u'),
     'has_files', EXISTS (SELECT FROM pg_available_extension_versions WHERE name = 'heap' AND version = '{VERSION}'),
-    'version', (SELECT extversion FROM pg_extension WHERE extname = 'heap'))
+    'version', (SELECT extversion FROM pg_extension WHERE extname = 'heap'),
+    'settings', (SELECT json_object_agg(name, setting) FROM pg_settings
+        WHERE name IN ('jit', 'max_locks_per_transaction', 'wal_level')))
 """
 
 _CREATE = """

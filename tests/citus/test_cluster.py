@@ -5,16 +5,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from typer.testing import CliRunner
 
 from heap_extension.citus_cluster import CitusCluster
-from heap_extension.cluster import Cluster
-from heap_extension.install import VERSION
+from heap_extension.cluster import Cluster, ClusterError
+from heap_extension.command import app as command_line
+from heap_extension.install import VERSION, InstallError
 from heap_extension.load import Loader
 from heap_extension.nodes import create_extension, nodes
+from heap_extension.postgres import Postgres, find_postgres
 from heap_extension.shop import DEFINITIONS, shop_events
 from tests.extension.shop_app import NOW
 
@@ -198,3 +202,103 @@ def _remove(connection: psycopg.Connection[Any], worker: Cluster) -> None:
     connection.execute("CALL citus_cleanup_orphaned_resources()")
     connection.execute("SELECT citus_remove_node('127.0.0.1', %s)", (worker.port,))
     worker.down()
+
+
+def test_a_killed_node_comes_back_as_it_was(shop: psycopg.Connection[Any], big_cluster: CitusCluster) -> None:
+    before = _answers(shop)
+    worker = big_cluster.workers[0]
+    worker.kill()
+    assert not worker.is_running()
+    with pytest.raises(psycopg.Error):
+        shop.execute("SELECT count(*) FROM shop.events")
+    (dead,) = (node for node in nodes(shop) if not node.answers)
+    assert dead.lack == f"{_name(worker)} does not answer"
+    with pytest.raises(InstallError, match=f"{_name(worker)} does not answer"):
+        create_extension(big_cluster.dsn)
+    big_cluster.up()
+    assert _answers(shop) == before
+    assert _all_valid(shop)
+
+
+@pytest.fixture
+def older_files(big_cluster: CitusCluster) -> Iterator[str]:
+    """A version before this one, which can be updated, among the files of all nodes."""
+    version = "0.0.1"
+    folder = big_cluster.coordinator.postgres.extensions
+    files = {
+        f"heap--{version}.sql": "SELECT 1;",
+        f"heap--{version}--{VERSION}.sql": (folder / f"heap--{VERSION}.sql").read_text(),
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o644)
+    yield version
+    for name in files:
+        (folder / name).unlink()
+
+
+def test_a_node_with_another_version_is_named_and_mended(
+    shop: psycopg.Connection[Any], big_cluster: CitusCluster, older_files: str
+) -> None:
+    worker = big_cluster.workers[1]
+    with psycopg.connect(worker.dsn, autocommit=True) as connection:
+        connection.execute("SET citus.enable_ddl_propagation = off")
+        connection.execute("DROP EXTENSION heap")
+        connection.execute(f"CREATE EXTENSION heap VERSION '{older_files}'")
+    told = CliRunner().invoke(command_line, ["doctor", "--dsn", big_cluster.dsn])
+    assert told.exit_code == 1
+    assert f"missing extension heap {older_files} in {_name(worker)}" in told.stdout
+    assert f"ok      extension heap {VERSION} in {_name(big_cluster.workers[0])}" in told.stdout
+    create_extension(big_cluster.dsn)
+    assert {node.version for node in nodes(shop)} == {VERSION}
+    assert CliRunner().invoke(command_line, ["doctor", "--dsn", big_cluster.dsn]).exit_code == 0
+
+
+def test_an_update_reaches_every_node(big_cluster: CitusCluster, older_files: str) -> None:
+    """In a database of its own, which nodes are added to when the extension is there."""
+    members = [big_cluster.coordinator, *big_cluster.workers]
+    for node in members:
+        with psycopg.connect(node.dsn, autocommit=True) as connection:
+            connection.execute("CREATE DATABASE updated")
+    dsns = [node.dsn.removesuffix("/heap") + "/updated" for node in members]
+    for dsn in dsns:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute("CREATE EXTENSION citus")
+    with psycopg.connect(dsns[0], autocommit=True) as connection:
+        connection.execute("SELECT citus_set_coordinator_host('127.0.0.1', %s)", (members[0].port,))
+        connection.execute("CREATE EXTENSION plpython3u")
+        connection.execute(f"CREATE EXTENSION heap VERSION '{older_files}'")
+        for worker in members[1:]:
+            connection.execute("SELECT citus_add_node('127.0.0.1', %s)", (worker.port,))
+        assert {node.version for node in nodes(connection)} == {older_files}
+        create_extension(dsns[0])
+        assert [node.version for node in nodes(connection)] == [VERSION] * 3
+        connection.execute("SELECT heap.create_app('one', shard_count => 2)")
+
+
+def test_nodes_without_files_or_python_are_named(
+    shop: psycopg.Connection[Any], big_cluster: CitusCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heap_extension.nodes._ASKED", 'SELECT \'{"answers": true, "has_python": true}\'::json')
+    with pytest.raises(InstallError, match="not the files of heap") as raised:
+        create_extension(big_cluster.dsn)
+    assert all(_name(node) in str(raised.value) for node in [big_cluster.coordinator, *big_cluster.workers])
+    assert {node.lack for node in nodes(shop)} == set(str(raised.value).split("; "))
+    monkeypatch.setattr("heap_extension.nodes._ASKED", "SELECT '{\"answers\": true}'::json")
+    with pytest.raises(InstallError, match="has no PL/Python"):
+        create_extension(big_cluster.dsn)
+
+
+def test_workers_without_citus_are_refused_with_where_to_get_it(tmp_path: Path) -> None:
+    (tmp_path / "extension").mkdir()
+    found = find_postgres()
+    bare = Postgres(found.version, found.bin, tmp_path, found.lib)
+    with pytest.raises(ClusterError, match="package repository"):
+        CitusCluster(Cluster(bare, tmp_path / "cluster")).up(2)
+
+
+def test_a_cluster_made_to_be_alone_gets_no_workers(postgres_cluster: Cluster) -> None:
+    if not find_postgres().has_extension("citus"):
+        pytest.skip("Citus is not installed in this machine's PostgreSQL")
+    with pytest.raises(ClusterError, match="made without workers"):
+        CitusCluster(postgres_cluster).up(1)
