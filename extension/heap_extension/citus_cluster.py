@@ -67,7 +67,7 @@ class CitusCluster:
             raise ClusterError(
                 f"Citus is not installed in PostgreSQL {postgres.version} ({postgres.bin}). Its own package repository"
                 f" has it: the package postgresql-{postgres.version}-citus-13.2, or a later one; see"
-                " https://docs.citusdata.com/en/stable/installation/multi_node.html"
+                " https://docs.citusdata.com/en/stable/installation/multi_node_debian.html"
             )
         if self.coordinator.exists and self.coordinator.setting("wal_level") != "logical":
             raise ClusterError(
