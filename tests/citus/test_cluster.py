@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
@@ -202,6 +203,7 @@ def _remove(connection: psycopg.Connection[Any], worker: Cluster) -> None:
     connection.execute("CALL citus_cleanup_orphaned_resources()")
     connection.execute("SELECT citus_remove_node('127.0.0.1', %s)", (worker.port,))
     worker.down()
+    shutil.rmtree(worker.directory)
 
 
 def test_a_killed_node_comes_back_as_it_was(shop: psycopg.Connection[Any], big_cluster: CitusCluster) -> None:
