@@ -14,8 +14,8 @@ from typing import Any
 import psycopg
 
 from heap_extension.cluster import Cluster, default_data_directory
-from heap_extension.command.cluster import create_extension
 from heap_extension.install import VERSION, extension_scripts, install
+from heap_extension.nodes import create_extension
 from heap_extension.postgres import find_postgres
 
 __all__ = ["APP", "DEFINITIONS", "EVENTS", "NOW", "RANGE", "ensure_events"]

@@ -12,8 +12,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from heap_compiler import compile_statement
 from heap_extension.cluster import Cluster
-from heap_extension.command.cluster import create_extension
 from heap_extension.install import install
+from heap_extension.nodes import create_extension
 from heap_extension.postgres import find_postgres
 from tests.dictionary_catalog import DictionaryCatalog
 from tests.extension.shop_app import ensure_shop, settle

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from heap_extension.cluster import Cluster
-from heap_extension.command.cluster import create_extension
 from heap_extension.install import install
+from heap_extension.nodes import create_extension
 from heap_extension.postgres import find_postgres
 from tests.semantics_app import ensure_app, settle
 

@@ -6,8 +6,11 @@ import os
 import pwd
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,32 +70,56 @@ class Cluster:
         return self.directory / "data"
 
     @property
-    def dsn(self) -> str:
-        """Where to connect; the password is in the folder, readable by its owner."""
-        password = (self.directory / "password").read_text().strip()
-        return f"postgresql://heap:{password}@127.0.0.1:{self._port()}/heap"
+    def password(self) -> str:
+        """Of the role heap; in the folder, readable by its owner."""
+        return (self.directory / "password").read_text().strip()
 
-    def _port(self) -> int:
+    @property
+    def port(self) -> int:
+        """On loopback; of the last start when it does not run."""
         return int((self.directory / "port").read_text())
 
-    def up(self, port: int | None = None, *, preload: str | None = None) -> None:
+    @property
+    def dsn(self) -> str:
+        """Where to connect, with the password."""
+        return f"postgresql://heap:{self.password}@127.0.0.1:{self.port}/heap"
+
+    @property
+    def exists(self) -> bool:
+        """True when it was created."""
+        return (self.data / "PG_VERSION").exists()
+
+    def setting(self, name: str) -> str:
+        """A parameter as its configuration files set it."""
+        return self._run("postgres", "-D", self.data, "-C", name).stdout.strip()
+
+    def up(
+        self,
+        port: int | None = None,
+        *,
+        preload: str | None = None,
+        settings: str = "",
+        password: str | None = None,
+    ) -> None:
         """Creates the cluster if need be, and starts it unless it runs.
 
         Args:
             port: None keeps the cluster's port, or takes a free one.
             preload: libraries of shared_preload_libraries, such as citus.
+            settings: further lines of a new cluster's postgresql.conf.
+            password: of a new cluster's role heap; None makes one up.
 
         Raises:
             ClusterError: the folder holds something else, or PostgreSQL did not start; the message ends with its log.
         """
-        if not (self.data / "PG_VERSION").exists():
-            self._create(preload)
+        if not self.exists:
+            self._create(preload, settings, password or secrets.token_hex(16))
         if self.is_running():
-            if port is not None and port != self._port():
-                raise ClusterError(f"the cluster runs on port {self._port()}: `heap down` first")
+            if port is not None and port != self.port:
+                raise ClusterError(f"the cluster runs on port {self.port}: `heap down` first")
             return
         known = self.directory / "port"
-        chosen = port or (self._port() if known.exists() and _is_free(self._port()) else _free_port())
+        chosen = port or (self.port if known.exists() and _is_free(self.port) else _free_port())
         known.write_text(str(chosen))
         options = f"-p {chosen} -c unix_socket_directories=''"
         log = self.directory / "log"
@@ -111,23 +138,46 @@ class Cluster:
             raise ClusterError(f"PostgreSQL did not stop: {done.stderr.strip()}")
         return True
 
+    def kill(self) -> None:
+        """Ends every process of the server at once, as a loss of power would; `up` starts it again.
+
+        Raises:
+            ClusterError: processes are left after 10 seconds.
+        """
+        if not self.is_running():
+            return
+        postmaster = int((self.data / "postmaster.pid").read_text().split(maxsplit=1)[0])
+        os.kill(postmaster, signal.SIGSTOP)  # it starts no more of them
+        pids = [postmaster, *_children(postmaster)]
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while any(_is_alive(pid) for pid in pids):
+            if time.monotonic() > deadline:
+                raise ClusterError("processes of PostgreSQL do not end")
+            time.sleep(0.01)
+        # Its process, though ended, is in the way of the next until somebody has taken note.
+        (self.data / "postmaster.pid").unlink()
+
     def is_running(self) -> bool:
         """True when this cluster's server runs."""
-        return (self.data / "PG_VERSION").exists() and self._run("pg_ctl", "-D", self.data, "status").returncode == 0
+        return self.exists and self._run("pg_ctl", "-D", self.data, "status").returncode == 0
 
-    def _create(self, preload: str | None) -> None:
+    def _create(self, preload: str | None, settings: str, secret: str) -> None:
         user = _server_user()
-        password = self.directory / "password"
+        password, passfile = self.directory / "password", self.directory / "pgpass"
         if self.directory.exists() and any(self.directory.iterdir()) and not password.exists():
             raise ClusterError(f"{self.directory} is not empty and no cluster of heap's: choose another --data")
         self.directory.mkdir(parents=True, exist_ok=True)
         self.directory.chmod(0o700)
-        password.write_text(secrets.token_hex(16))
-        password.chmod(0o600)
+        for path, text in ((password, secret), (passfile, f"*:*:*:heap:{secret}\n")):
+            path.touch(0o600)
+            path.write_text(text)
         if user is not None:
             if not _can_enter(user, self.directory.parent):
                 raise ClusterError(f"the user {user} cannot enter {self.directory.parent}: choose another --data")
-            for path in (self.directory, password):
+            for path in (self.directory, password, passfile):
                 shutil.chown(path, user)
         shutil.rmtree(self.data, ignore_errors=True)
         done = self._run(
@@ -137,7 +187,7 @@ class Cluster:
         if done.returncode:
             raise ClusterError(f"initdb failed: {done.stderr.strip()}")
         with (self.data / "postgresql.conf").open("a") as file:
-            file.write(_SETTINGS)
+            file.write(_SETTINGS + settings)
             if preload:
                 file.write(f"shared_preload_libraries = '{preload}'\n")
 
@@ -155,9 +205,31 @@ class Cluster:
             command = ["runuser", "-u", user, "--", *command]
         # A server that inherits a pipe keeps it open: whoever reads it would wait for the server to end.
         output = subprocess.DEVNULL if "start" in arguments else subprocess.PIPE
+        # The server's own connections, to itself or to other nodes with the same password.
+        environment = {**os.environ, "PGPASSFILE": str(self.directory / "pgpass")}
         return subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, text=True, check=False, cwd="/"
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            text=True,
+            check=False,
+            cwd="/",
+            env=environment,
         )
+
+
+def _children(parent: int) -> list[int]:
+    """The processes a process started."""
+    listed = subprocess.run(["ps", "-A", "-o", "ppid=,pid="], capture_output=True, text=True, check=True).stdout
+    pairs = [line.split() for line in listed.splitlines()]
+    return [int(pid) for ppid, pid in pairs if int(ppid) == parent]
+
+
+def _is_alive(pid: int) -> bool:
+    """False for a process that ended, also when nobody has taken note of its end."""
+    state = subprocess.run(["ps", "-o", "state=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return state.strip() not in {"", "Z"}
 
 
 def _is_free(port: int) -> bool:
@@ -166,6 +238,9 @@ def _is_free(port: int) -> bool:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Below the ports of outgoing connections, which could otherwise take a stopped server's."""
+    ports = (15_432 + secrets.randbelow(32_768 - 15_432) for _ in range(100))
+    for port in ports:
+        if _is_free(port):
+            return port
+    raise ClusterError("no free port found on loopback")

@@ -11,8 +11,8 @@ import pytest
 
 import heap_extension.install
 from heap_compiler.analyses import ANALYSES
-from heap_extension.command.cluster import create_extension
 from heap_extension.install import VERSION, extension_scripts, install
+from heap_extension.nodes import create_extension
 from heap_extension.postgres import find_postgres
 
 _FUNNEL = "SELECT * FROM heap.funnel('\"A\" -> purchase since ''2026-01-01''')"

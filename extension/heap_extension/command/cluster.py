@@ -4,33 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import psycopg
 import typer
 
+from heap_extension.citus_cluster import CitusCluster
 from heap_extension.cluster import Cluster
 from heap_extension.command.connect import Data, connect, embedded_cluster, failing_clearly
 from heap_extension.install import VERSION, installed
 from heap_extension.install import install as install_files
+from heap_extension.nodes import create_extension, nodes
 from heap_extension.postgres import find_postgres
 
-__all__ = ["create_extension", "down", "install", "start", "up"]
+__all__ = ["down", "install", "start", "up"]
 
 
-def create_extension(dsn: str) -> None:
-    """Creates the extension in a database, or brings it to this version. What follows is on stderr and in the logs."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute("SET client_min_messages = warning")
-        connection.execute("CREATE EXTENSION IF NOT EXISTS heap CASCADE")
-        row = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'heap'").fetchone()
-        if row is not None and row[0] != VERSION:
-            connection.execute("ALTER EXTENSION heap UPDATE")
-
-
-def start(cluster: Cluster, port: int | None = None, preload: str | None = None) -> str:
-    """Brings the cluster up with the extension in it; its DSN."""
+def start(cluster: Cluster, port: int | None = None, preload: str | None = None, workers: int = 0) -> str:
+    """Brings the cluster up with the extension on every node; its DSN."""
     if not installed(cluster.postgres):
         install_files(cluster.postgres)
-    cluster.up(port, preload=preload)
+    distributed = CitusCluster(cluster)
+    if workers or distributed.workers:
+        distributed.up(workers, port, preload=preload)
+    else:
+        cluster.up(port, preload=preload)
     create_extension(cluster.dsn)
     return cluster.dsn
 
@@ -42,23 +37,30 @@ def up(
         str | None,
         typer.Option(help="shared_preload_libraries of a new cluster, such as citus.", show_default=False),
     ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(help="Distribute with Citus over so many workers; more than there are adds some.", min=0),
+    ] = 0,
 ) -> None:
     """Start an embedded PostgreSQL cluster with the extension, and print its DSN."""
     with failing_clearly():
-        typer.echo(start(embedded_cluster(data), port, preload))
+        typer.echo(start(embedded_cluster(data), port, preload, workers))
 
 
 def down(data: Data = None) -> None:
-    """Stop the embedded cluster. Its data stays."""
+    """Stop the embedded cluster, all its nodes. Its data stays."""
     with failing_clearly():
-        cluster = embedded_cluster(data)
+        cluster = CitusCluster(embedded_cluster(data))
         typer.echo("stopped" if cluster.down() else "it was not running", err=True)
 
 
 def install(
     dsn: Annotated[
         str | None,
-        typer.Option(help="Also create or update the extension in this database.", show_default=False),
+        typer.Option(
+            help="Also create or update the extension in this database; with Citus, on all its nodes.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Install the extension's files into this machine's PostgreSQL."""
@@ -67,5 +69,6 @@ def install(
             typer.echo(path)
         if dsn is not None:
             create_extension(dsn)
-            with connect(dsn):
-                typer.echo(f"heap {VERSION} is in the database")
+            with connect(dsn) as connection:
+                places = ", ".join(node.place for node in nodes(connection))
+                typer.echo(f"heap {VERSION} is in {places}")

@@ -13,9 +13,10 @@ from rich.rule import Rule
 from rich.syntax import Syntax
 
 from heap_extension.command.analyses import print_table
-from heap_extension.command.cluster import create_extension, start
+from heap_extension.command.cluster import start
 from heap_extension.command.connect import Dsn, embedded_cluster, failing_clearly, show_app_times
 from heap_extension.load import Loader
+from heap_extension.nodes import create_extension
 from heap_extension.shop import DEFINITIONS, shop_events
 
 __all__ = ["demo"]

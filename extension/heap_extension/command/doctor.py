@@ -12,6 +12,7 @@ import typer
 
 from heap_extension.command.connect import Dsn, embedded_cluster, failing_clearly
 from heap_extension.install import VERSION, installed
+from heap_extension.nodes import Node, nodes
 from heap_extension.postgres import MIN_VERSION, PostgresMissingError, find_postgres
 
 __all__ = ["doctor"]
@@ -60,7 +61,7 @@ def _machine() -> Iterator[Finding]:
     yield Finding(
         postgres.has_extension("citus"),
         "Citus (only to distribute)",
-        "the package postgresql-<version>-citus from Citus's own repository, see the README",
+        f"the package postgresql-{postgres.version}-citus-13.2 from Citus's own repository, see the README",
         needed=False,
     )
     java = shutil.which("java")
@@ -75,20 +76,8 @@ def _database(dsn: str) -> Iterator[Finding]:
             return None if row is None else str(row[0])
 
         version = ask("SELECT extversion FROM pg_extension WHERE extname = 'heap'")
-        yield Finding(
-            version == VERSION,
-            f"extension heap {version or ''} in the database".replace("  ", " "),
-            "CREATE EXTENSION heap CASCADE;" if version is None else "ALTER EXTENSION heap UPDATE;",
-        )
-        locks = ask("SELECT current_setting('max_locks_per_transaction')")
-        yield Finding(
-            int(locks or 0) >= _LOCKS,
-            f"max_locks_per_transaction = {locks}",
-            f"set it to {_LOCKS} in postgresql.conf and restart: planning locks every index of a partition",
-            needed=False,
-        )
-        jit = ask("SELECT current_setting('jit')")
-        yield Finding(jit == "off", f"jit = {jit}", "off: it costs these queries more than it gives", needed=False)
+        for node in nodes(connection):
+            yield from _node(node)
         if version is not None:
             missing = ask("SELECT string_agg(name, ', ') FROM heap.events WHERE index_state <> 'ready'")
             yield Finding(
@@ -109,3 +98,30 @@ def _database(dsn: str) -> Iterator[Finding]:
                 "SELECT heap.make_partitions(app, first_time, last_time)",
                 needed=False,
             )
+
+
+def _node(node: Node) -> Iterator[Finding]:
+    yield Finding(
+        node.version == VERSION,
+        f"extension heap {node.version or VERSION} in {node.place}",
+        node.lack or "heap install --dsn ...",
+    )
+    if not node.answers:
+        return
+    locks, jit, wal = (node.settings[name] for name in ("max_locks_per_transaction", "jit", "wal_level"))
+    yield Finding(
+        int(locks) >= _LOCKS,
+        f"max_locks_per_transaction = {locks} in {node.place}",
+        f"set it to {_LOCKS} in postgresql.conf and restart: planning locks every index of a partition",
+        needed=False,
+    )
+    yield Finding(
+        jit == "off", f"jit = {jit} in {node.place}", "off: it costs these queries more than it gives", needed=False
+    )
+    if node.name is not None:
+        yield Finding(
+            wal == "logical",
+            f"wal_level = {wal} in {node.place}",
+            "set it to logical in postgresql.conf and restart: shards then move while events come in",
+            needed=False,
+        )

@@ -58,7 +58,7 @@ def _answer(database: Database, request: str, arguments: list[str | None]) -> tu
     first, second, third = (*arguments, None, None, None)[:3]
     match request:
         case "create_app":
-            return "create app", apps.create_app(database, first, second)
+            return "create app", apps.create_app(database, first, second, third)
         case "drop_app":
             return "drop app", apps.drop_app(database, first)
         case "make_partitions":

@@ -19,15 +19,19 @@ __all__ = ["create_app", "drop_app", "make_partitions"]
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
 _RESERVED = {"heap", "public", "citus", "information_schema"}
 _MONTHS_AHEAD = 3
+_MAX_SHARDS = 64_000
 _MAX_PARTITIONS = 1_200
 _STORED = [*EVENT_COLUMNS, "properties"]
 
 
-def create_app(database: Database, name: str | None, time_zone: str | None) -> list[str]:
-    """Schema, events with a default partition and the months ahead, users.
+def create_app(
+    database: Database, name: str | None, time_zone: str | None, shard_count: str | None = None
+) -> list[str]:
+    """Schema, events with a default partition and the months ahead, users; with Citus, both distributed by user.
 
     Raises:
-        HeapError: the name is no plain lower-case name or taken, or the zone is unknown.
+        HeapError: the name is no plain lower-case name or taken, the zone is unknown, or shards are asked for that
+            Citus does not make or in a database without it.
     """
     if name is None or not _NAME.fullmatch(name) or name in _RESERVED or name.startswith("pg_"):
         raise HeapError(
@@ -37,6 +41,15 @@ def create_app(database: Database, name: str | None, time_zone: str | None) -> l
     if name in known_apps(database):
         raise HeapError(f"the app '{name}' exists already", sqlstate="42710")
     zone = _zone(time_zone or "UTC")
+    distributed = rows(database, "SELECT 1 AS found FROM pg_catalog.pg_extension WHERE extname = 'citus'")
+    if shard_count is not None and not distributed:
+        raise HeapError(
+            "this database has no shards: it is without Citus",
+            hint="leave shard_count out, or create the extension citus before the app",
+            sqlstate="0A000",
+        )
+    if shard_count is not None and not 1 <= int(shard_count) <= _MAX_SHARDS:
+        raise HeapError(f"{int(shard_count):,} shards cannot be made", hint=f"from 1 to {_MAX_SHARDS:,}")
     events, users = qualified(name, "events"), qualified(name, "users")
     columns = [
         f"{identifier(column.name)} {column.type}{' NOT NULL' if column.name in _REQUIRED else ''}"
@@ -65,9 +78,10 @@ def create_app(database: Database, name: str | None, time_zone: str | None) -> l
             for column in USER_COLUMNS.values()
         ),
     ]
-    if rows(database, "SELECT 1 AS found FROM pg_catalog.pg_extension WHERE extname = 'citus'"):
+    if distributed:
+        count = "" if shard_count is None else f", shard_count => {int(shard_count)}"
         commands += [
-            f"SELECT create_distributed_table({literal(users)}, 'user_id')",
+            f"SELECT create_distributed_table({literal(users)}, 'user_id'{count})",
             f"SELECT create_distributed_table({literal(events)}, 'user_id', colocate_with => {literal(users)})",
         ]
     commands.append(f"CREATE TABLE {qualified(name, 'events_default')} PARTITION OF {events} DEFAULT")

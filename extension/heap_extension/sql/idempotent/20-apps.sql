@@ -1,10 +1,11 @@
-CREATE OR REPLACE FUNCTION heap.create_app(name text, time_zone text DEFAULT 'UTC')
+CREATE OR REPLACE FUNCTION heap.create_app(name text, time_zone text DEFAULT 'UTC', shard_count int DEFAULT NULL)
 RETURNS void
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
-AS $$ SELECT heap._run('create_app', ARRAY[name, time_zone]) $$;
-COMMENT ON FUNCTION heap.create_app(text, text) IS
-'Creates an app: a schema of that name with its tables events (partitioned by month) and users. Days begin in time_zone';
+AS $$ SELECT heap._run('create_app', ARRAY[name, time_zone, shard_count::text]) $$;
+COMMENT ON FUNCTION heap.create_app(text, text, int) IS
+'Creates an app: a schema of that name with its tables events (partitioned by month) and users. Days begin in time_zone.
+With Citus both are distributed by user_id over shard_count shards (null: citus.shard_count), those of a user on one node';
 
 CREATE OR REPLACE FUNCTION heap.drop_app(name text)
 RETURNS void
