@@ -24,6 +24,7 @@ def create_extension(dsn: str) -> None:
         row = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'heap'").fetchone()
         if row is not None and row[0] != VERSION:
             connection.execute("ALTER EXTENSION heap UPDATE")
+            connection.execute("SELECT heap.make_roles()")  # first: the nodes of Citus see them once committed
             connection.execute("SELECT heap.grant_roles()")
 
 

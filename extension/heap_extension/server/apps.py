@@ -68,7 +68,7 @@ def create_app(database: Database, name: str | None, time_zone: str | None) -> l
     ]
     if rows(database, "SELECT 1 AS found FROM pg_catalog.pg_extension WHERE extname = 'citus'"):
         commands += [
-            f"SELECT create_distributed_table({literal(users)}, 'user_id')",
+            f"SELECT create_distributed_table({literal(users)}, 'user_id', colocate_with => 'none')",
             f"SELECT create_distributed_table({literal(events)}, 'user_id', colocate_with => {literal(users)})",
         ]
     commands.append(f"CREATE TABLE {qualified(name, 'events_default')} PARTITION OF {events} DEFAULT")

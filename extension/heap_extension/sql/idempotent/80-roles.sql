@@ -14,7 +14,7 @@ WHERE p.pronamespace = 'heap'::regnamespace
             NOT p.prosecdef
             AND (l.lanpltrusted OR p.prokind = 'a')
             AND p.proname NOT IN (
-                'create_app', 'drop_app', 'grant_analyst', 'grant_roles', '_make_role', '_drop_roles', '_grant_functions'
+                'create_app', 'drop_app', 'grant_analyst', 'grant_roles', 'make_roles', '_make_role', '_drop_roles', '_grant_functions'
             )
         )
     )
@@ -66,6 +66,23 @@ $$;
 COMMENT ON FUNCTION heap._make_role(name, text) IS
 'Makes a role, or takes the one that is there, such as that of an app of the same name in another database';
 
+CREATE OR REPLACE FUNCTION heap.make_roles(app text DEFAULT null)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    asked text;
+BEGIN
+    FOR asked IN SELECT a.name FROM heap.app AS a WHERE make_roles.app IS NULL OR a.name = make_roles.app ORDER BY 1 LOOP
+        PERFORM heap._make_role('heap_' || asked || '_read', format('reads the app %s', asked));
+        PERFORM heap._make_role('heap_' || asked || '_write', format('reads and changes the app %s', asked));
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION heap.make_roles(text) IS
+'Makes the roles heap_<app>_read and heap_<app>_write of an app, or of all, where they are missing';
+
 CREATE OR REPLACE FUNCTION heap.grant_roles(app text DEFAULT null)
 RETURNS void
 LANGUAGE plpgsql
@@ -80,8 +97,7 @@ BEGIN
     FOR asked IN SELECT a.name FROM heap.app AS a WHERE grant_roles.app IS NULL OR a.name = grant_roles.app ORDER BY 1 LOOP
         reader := 'heap_' || asked || '_read';
         writer := 'heap_' || asked || '_write';
-        PERFORM heap._make_role(reader, format('reads the app %s', asked));
-        PERFORM heap._make_role(writer, format('reads and changes the app %s', asked));
+        PERFORM heap.make_roles(asked);
         IF NOT pg_has_role(writer, reader, 'USAGE') THEN
             EXECUTE format('GRANT %I TO %I', reader, writer);
         END IF;
@@ -113,7 +129,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION heap.grant_roles(text) IS
-'Makes the roles heap_<app>_read and heap_<app>_write of an app, or of all, where they are missing, and gives them the rights they lack';
+'Gives the roles of an app, or of all, the rights they lack. With Citus, call heap.make_roles first, in a transaction of its own';
 
 CREATE OR REPLACE FUNCTION heap._drop_roles(app text)
 RETURNS void
