@@ -301,6 +301,7 @@ class _running:  # noqa: N801
     def __exit__(self, *_: object) -> None:
         self.maintainer.stop()
         self.thread.join(60)
+        assert not self.thread.is_alive()
 
 
 def _until(condition: Callable[[], bool], seconds: float = 30.0) -> None:

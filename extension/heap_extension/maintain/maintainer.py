@@ -178,15 +178,14 @@ class Maintainer:
 
     def _listen(self, leader: psycopg.Connection[Any], seconds: float) -> None:
         """Waits for a change of a definition, or a question about a dormant one, which it wakes."""
-        for notice in leader.notifies(timeout=seconds, stop_after=1):
-            if notice.payload:
-                asked = json.loads(notice.payload)
-                leader.execute(
-                    "WITH woken AS (UPDATE heap.event_definition SET dormant = false, last_used = now()"
-                    " WHERE app = %(app)s AND name = %(event)s AND dormant RETURNING app)"
-                    " UPDATE heap.app SET version = nextval('heap.catalog_version') WHERE name IN (TABLE woken)",
-                    asked,
-                )
+        notices = list(leader.notifies(timeout=seconds, stop_after=1))  # which holds the connection until it ends
+        for asked in {notice.payload for notice in notices if notice.payload}:
+            leader.execute(
+                "WITH woken AS (UPDATE heap.event_definition SET dormant = false, last_used = now()"
+                " WHERE app = %(app)s AND name = %(event)s AND dormant RETURNING app)"
+                " UPDATE heap.app SET version = nextval('heap.catalog_version') WHERE name IN (TABLE woken)",
+                json.loads(asked),
+            )
 
     def _do(self, leader: psycopg.Connection[Any], work: list[Work], settings: Settings) -> None:
         """Does the work whose time has come: first on the tables here, then on all nodes at once."""
