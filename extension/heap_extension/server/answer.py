@@ -43,8 +43,9 @@ def answer(database: Database, request: str, arguments: list[str | None]) -> Ans
 
     Args:
         database: PL/Python's `plpy`.
-        request: statement, analysis, describe, complete, create_app, drop_app, make_partitions, define_event,
-            drop_event, define_segment, drop_segment, list_segment or unlist_segment.
+        request: statement, analysis, describe, complete, app, create_app, drop_app, make_partitions, define_event,
+            drop_event, define_segment, drop_segment, list_segment or unlist_segment. All but create_app and drop_app
+            are about the chosen app, whose rights were checked: no argument names another.
         arguments: those of the SQL function.
     """
     try:
@@ -61,11 +62,15 @@ def _answer(database: Database, request: str, arguments: list[str | None]) -> tu
             return "create app", apps.create_app(database, first, second, third)
         case "drop_app":
             return "drop app", apps.drop_app(database, first)
-        case "make_partitions":
-            return "make partitions", apps.make_partitions(database, first, second, third)
         case "complete":
             return "completions", _complete(database, first, second)
-    catalog = DatabaseCatalog(database, App.current(database))
+    app = App.current(database)
+    match request:
+        case "app":
+            return "app", [app.name]
+        case "make_partitions":
+            return "make partitions", apps.make_partitions(database, app.name, first, second)
+    catalog = DatabaseCatalog(database, app)
     if first is None or (second is None and request in {"define_event", "define_segment"}):
         raise HeapError("a statement, not null, is expected")
     match request:

@@ -13,6 +13,7 @@ from heap_compiler.schema import EVENT_COLUMNS, KEYED_COLUMNS, USER_COLUMNS, key
 from heap_extension.server.catalog import Database, known_apps, rows, unknown_app
 from heap_extension.server.indexes import WAKE_MAINTAIN, create_index, left_to_maintain
 from heap_extension.server.quote import identifier, literal, qualified
+from heap_extension.server.roles import grant_roles
 
 __all__ = ["create_app", "drop_app", "make_partitions"]
 
@@ -81,7 +82,7 @@ def create_app(
     if distributed:
         count = "" if shard_count is None else f", shard_count => {int(shard_count)}"
         commands += [
-            f"SELECT create_distributed_table({literal(users)}, 'user_id'{count})",
+            f"SELECT create_distributed_table({literal(users)}, 'user_id', colocate_with => 'none'{count})",
             f"SELECT create_distributed_table({literal(events)}, 'user_id', colocate_with => {literal(users)})",
         ]
     commands.append(f"CREATE TABLE {qualified(name, 'events_default')} PARTITION OF {events} DEFAULT")
@@ -90,7 +91,7 @@ def create_app(
     first = today.year * 12 + today.month - 1
     for month in range(first, first + _MONTHS_AHEAD + 1):
         commands += _partition(name, month, [], waiting=False)
-    return commands
+    return [*commands, grant_roles(name)]
 
 
 _REQUIRED = {"user_id", "time", "event_id", "type"}
@@ -108,28 +109,22 @@ def _zone(name: str) -> ZoneInfo:
 
 def drop_app(database: Database, name: str | None) -> list[str]:
     """Raises HeapError: there is no such app."""
-    _require(database, name)
-    assert name is not None
+    known = known_apps(database)
+    if name is None or name not in known:
+        raise unknown_app(str(name), known)
     return [
         f"DROP SCHEMA {identifier(name)} CASCADE",
         f"DELETE FROM heap.app WHERE name = {literal(name)}",
+        f"SELECT heap._drop_roles({literal(name)})",
     ]
 
 
-def _require(database: Database, name: str | None) -> None:
-    known = known_apps(database)
-    if name not in known:
-        raise unknown_app(str(name), known)
-
-
-def make_partitions(database: Database, name: str | None, first: str | None, last: str | None) -> list[str]:
+def make_partitions(database: Database, name: str, first: str | None, last: str | None) -> list[str]:
     """The monthly partitions from `first` to `last`, both as YYYY-MM, that are not there yet.
 
     Raises:
-        HeapError: there is no such app, or these are more months than a table should have partitions.
+        HeapError: a time is missing, or these are more months than a table should have partitions.
     """
-    _require(database, name)
-    assert name is not None
     if first is None or last is None:
         raise HeapError("partitions need a first and a last time")
     begin, end = _month(first), _month(last)
@@ -162,7 +157,7 @@ def make_partitions(database: Database, name: str | None, first: str | None, las
     commands = [f"LOCK TABLE {qualified(name, 'events')} IN SHARE ROW EXCLUSIVE MODE"] if waiting else []
     for month in missing:
         commands += _partition(name, month, definitions, waiting=_month_text(month) in waiting)
-    return [*commands, *([WAKE_MAINTAIN] if maintained else [])]
+    return [*commands, grant_roles(name), *([WAKE_MAINTAIN] if maintained else [])]
 
 
 _WAITING = "SELECT DISTINCT pg_catalog.to_char(time AT TIME ZONE 'UTC', 'YYYY-MM') AS month FROM {table}"

@@ -9,6 +9,7 @@ from heap_compiler.errors import Span
 from heap_compiler.members import unknown_segment
 from heap_extension.server.catalog import DatabaseCatalog, rows
 from heap_extension.server.quote import literal, literal_array, qualified
+from heap_extension.server.roles import grant_roles
 from heap_extension.server.versions import new_version
 
 __all__ = ["define", "drop", "drop_list", "fill_list"]
@@ -69,6 +70,7 @@ def fill_list(catalog: DatabaseCatalog, name: str) -> list[str]:
         f"INSERT INTO {table} {members}",
         f"UPDATE heap.segment_definition SET list_table = {literal(table_name)}, listed_at = now()"
         f" WHERE app = {literal(app)} AND name = {literal(name)}",
+        grant_roles(app),
         new_version(app),
     ]
 

@@ -51,24 +51,64 @@ END
 $$;
 COMMENT ON FUNCTION heap._analysis(text, text) IS 'SQL of an analysis whose first word may be left out';
 
-CREATE OR REPLACE FUNCTION heap._run(request text, arguments text[])
+CREATE OR REPLACE FUNCTION heap._caller()
+RETURNS name
+LANGUAGE sql
+STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT CASE current_setting('role') WHEN 'none' THEN session_user ELSE current_setting('role')::name END $$;
+COMMENT ON FUNCTION heap._caller() IS 'The session''s role, also inside SECURITY DEFINER functions';
+
+CREATE OR REPLACE FUNCTION heap._run_in(app text, request text, arguments text[])
 RETURNS void
 LANGUAGE plpgsql
+SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET standard_conforming_strings = on
 SET client_min_messages = warning
 AS $$
 DECLARE
+    caller name := heap._caller();
+    writers oid := (SELECT r.oid FROM pg_roles AS r WHERE r.rolname = 'heap_' || app || '_write');
     compiled heap._compiled;
     command text;
+    chosen text := current_setting('heap.app', true);
 BEGIN
-    -- One change of the catalog at a time: what is compiled next must still be true when it runs.
-    PERFORM pg_advisory_xact_lock(hashtextextended('heap catalog', 0));
+    IF NOT pg_has_role(caller, current_user, 'USAGE') THEN
+        IF NOT EXISTS (SELECT FROM heap.app AS a WHERE a.name = app)
+            OR has_schema_privilege(caller, to_regnamespace(quote_ident(app)), 'USAGE') IS NOT TRUE THEN
+            RAISE EXCEPTION 'error: unknown app ''%''', app USING ERRCODE = 'undefined_object';
+        ELSIF request IN ('create_app', 'drop_app') OR pg_has_role(caller, writers, 'USAGE') IS NOT TRUE THEN
+            RAISE EXCEPTION 'error: the role "%" may not change the app ''%''', caller, app
+            USING ERRCODE = 'insufficient_privilege', HINT = format('GRANT %I TO %I;', 'heap_' || app || '_write', caller);
+        END IF;
+    END IF;
+    -- One change of an app's catalog at a time: what is compiled next must still be true when it runs. The lock is on a
+    -- row: tenants, who could take any advisory lock, cannot take this one.
+    PERFORM FROM heap.app AS a WHERE a.name = app FOR NO KEY UPDATE;
+    PERFORM set_config('heap.app', app, true);
     compiled := heap._compile(request, arguments);
     PERFORM heap._raise(compiled);
     FOREACH command IN ARRAY compiled.statements LOOP
         EXECUTE command;
     END LOOP;
+    PERFORM set_config('heap.app', chosen, true);
 END
 $$;
-COMMENT ON FUNCTION heap._run(text, text[]) IS 'Compiles a request to commands and runs them, all in this transaction';
+COMMENT ON FUNCTION heap._run_in(text, text, text[]) IS
+'Compiles a request to commands on an app and runs them as the extension''s owner, if the caller may change that app';
+
+CREATE OR REPLACE FUNCTION heap._run(request text, arguments text[])
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    chosen heap._compiled := heap._compile('app', '{}');  -- among those the caller may use
+BEGIN
+    PERFORM heap._raise(chosen);
+    PERFORM heap._run_in(chosen.statements[1], request, arguments);
+END
+$$;
+COMMENT ON FUNCTION heap._run(text, text[]) IS
+'Compiles a request to commands on the chosen app and runs them, all in this transaction';
