@@ -15,6 +15,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from heap_extension.maintain import Maintainer
 from heap_extension.maintain.nodes import connect_node
@@ -188,7 +189,9 @@ def test_use_is_noticed(dsn: str, kept: psycopg.Connection[Any]) -> None:
 
     def noticed() -> bool:
         Maintainer(dsn).run_once()
-        return kept.execute("SELECT last_used > '2025-01-01' FROM heap.event_definition").fetchall() == [(True,)]
+        return kept.execute(
+            "SELECT last_used > '2025-01-01' FROM heap.event_definition WHERE app = 'kept'"
+        ).fetchall() == [(True,)]
 
     _until(noticed)
 
@@ -198,6 +201,84 @@ def test_one_leads_and_the_others_wait(dsn: str, kept: psycopg.Connection[Any]) 
     with _running(dsn), pytest.raises(TimeoutError, match="another heap maintain"):
         Maintainer(dsn).run_once(patience=0.3)
     _until(lambda: kept.execute("SELECT heap._maintainer()").fetchone() == (None,))
+
+
+def test_a_tenant_that_holds_the_lock_or_notifies_nonsense_stops_nothing(
+    dsn: str, kept: psycopg.Connection[Any]
+) -> None:
+    kept.execute("CREATE ROLE eve LOGIN PASSWORD 'of the test'")
+    eves = make_conninfo(dsn, user="eve", password="of the test")
+    try:
+        with psycopg.connect(eves, autocommit=True) as eve:
+            eve.execute("SELECT pg_advisory_lock(hashtextextended('heap maintain', 0))")
+            assert kept.execute("SELECT heap._maintainer()").fetchone() == (None,)
+            lines: list[str] = []
+            assert Maintainer(dsn, lines.append).run_once()
+            assert "ended a session of eve that held the lock of heap maintain" in lines
+        with _running(dsn), psycopg.connect(eves, autocommit=True) as eve:
+            for payload in (
+                "",
+                "{",
+                "[]",
+                "7",
+                '{"app": 1}',
+                '{"app": null, "event": []}',
+                '{"app": "x", "event": "X"}',
+            ):
+                eve.execute("SELECT pg_notify('heap_maintain', %s)", (payload,))
+            kept.execute("SELECT heap.define_event('A', 'pageview where path = ''/1''')")
+            _until(lambda: _states(kept) == {("A", "valid")})
+    finally:
+        kept.execute("DROP ROLE eve")
+
+
+def test_an_open_change_of_one_app_stops_no_other(dsn: str, kept: psycopg.Connection[Any]) -> None:
+    kept.execute("SELECT heap.create_app('other')")
+    try:
+        with psycopg.connect(dsn) as holder:
+            holder.execute("SET heap.app = 'other'")
+            holder.execute("SELECT heap.define_event('Held', 'purchase')")
+            kept.execute("SELECT heap.define_event('A', 'pageview where path = ''/1''')")
+            assert Maintainer(dsn).run_once()
+            kept.execute("UPDATE heap.event_definition SET last_used = '2020-01-01' WHERE app = 'kept'")
+            kept.execute("UPDATE heap.settings SET drop_unused_after = '90 days'")
+            with _running(dsn):
+                _until(lambda: _index_states(kept) == {"A": "dormant"})
+                _count(kept)
+                _until(lambda: _index_states(kept) == {"A": "ready"})
+            holder.commit()
+        kept.execute("UPDATE heap.settings SET drop_unused_after = NULL")
+        assert Maintainer(dsn).run_once()
+        assert kept.execute(
+            "SELECT DISTINCT state FROM heap.index_health() WHERE app IN ('kept', 'other')"
+        ).fetchall() == [("valid",)]
+    finally:
+        kept.execute("SELECT heap.drop_app('other')")
+
+
+def test_builds_that_wait_too_long_make_room(dsn: str, kept: psycopg.Connection[Any]) -> None:
+    """More builds wait for an open transaction than may run at once, and those of other partitions are done."""
+    kept.execute("UPDATE heap.settings SET build_patience = '300 ms'")
+    kept.execute(
+        "INSERT INTO kept.events (user_id, time, event_id, type, path)"
+        " SELECT n % 50, '2026-02-15', n, 'pageview', '/1' FROM generate_series(1, 100) AS n"
+    )
+    try:
+        with psycopg.connect(dsn) as writer:
+            writer.execute("INSERT INTO kept.events (user_id, time, event_id, type) VALUES (1, '2026-02-15', 999, 'x')")
+            for name in ("A", "B", "C"):
+                kept.execute("SELECT heap.define_event(%s, 'pageview where path = ''/1''')", (name,))
+            lines: list[str] = []
+            assert not Maintainer(dsn, lines.append).run_once(patience=3)
+            assert any(line.startswith("failed: build") and "lock timeout" in line for line in lines)
+            states = kept.execute(
+                "SELECT DISTINCT state FROM heap.index_health('kept') WHERE partition = 'events_2026_01'"
+            ).fetchall()
+            assert states == [("valid",)]
+        assert Maintainer(dsn).run_once()
+        assert {state for _, state in _states(kept)} == {"valid"}
+    finally:
+        kept.execute("UPDATE heap.settings SET build_patience = DEFAULT")
 
 
 def test_definitions_leave_their_indexes_to_a_running_maintain(dsn: str, kept: psycopg.Connection[Any]) -> None:

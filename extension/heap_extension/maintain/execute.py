@@ -16,19 +16,23 @@ _QUICK_BYTES = 8_000_000
 """A table of this size is indexed in some 10 ms: sooner than the three transactions of CONCURRENTLY end."""
 
 
-def execute(connection: psycopg.Connection[Any], work: Work, predicate: str | None, lock_timeout: timedelta) -> None:
+def execute(
+    connection: psycopg.Connection[Any], work: Work, predicate: str | None, lock_timeout: timedelta, patience: timedelta
+) -> None:
     """Does it. What is done already, or whose table is gone, is no error.
 
     Args:
         connection: to the node of the work, in autocommit mode.
         predicate: SQL condition of the index, for builds.
         lock_timeout: for how long writes may wait.
+        patience: for how long the work itself may wait for open transactions.
 
     Raises:
         psycopg.Error: the node refused, or is gone.
     """
     table = sql.Identifier(work.app, work.relation)
     try:
+        connection.execute(f"SET lock_timeout = {_milliseconds(patience)}")
         match work.kind:
             case Kind.build | Kind.rebuild:
                 assert predicate is not None
@@ -59,7 +63,7 @@ def _build(connection: psycopg.Connection[Any], work: Work, predicate: str, lock
         )
 
     if _is_small(connection, work):
-        milliseconds = max(1, int(lock_timeout.total_seconds() * 500))
+        milliseconds = _milliseconds(lock_timeout / 2)
         try:
             with connection.transaction():
                 connection.execute(f"SET LOCAL lock_timeout = {milliseconds}")
@@ -78,6 +82,10 @@ def _is_small(connection: psycopg.Connection[Any], work: Work) -> bool:
         (work.relation, work.app),
     ).fetchone()
     return row is not None and row[0] < _QUICK_BYTES
+
+
+def _milliseconds(time: timedelta) -> int:
+    return max(1, int(time / timedelta(milliseconds=1)))
 
 
 def _drop(connection: psycopg.Connection[Any], work: Work) -> None:

@@ -15,7 +15,6 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 import psycopg
-from psycopg import errors
 from psycopg.rows import class_row
 
 from heap_extension.maintain.execute import execute
@@ -35,6 +34,7 @@ class Settings:
     builds_per_node: int
     max_active_queries: int
     lock_timeout: timedelta
+    build_patience: timedelta
     months_ahead: int
     vacuum_below: float
     reindex_above: float
@@ -66,6 +66,7 @@ class Maintainer:
         self.report = report
         self.progress = progress
         self._failures: defaultdict[Work, _Failure] = defaultdict(_Failure)
+        self._asked: set[tuple[str, str]] = set()
         self._stop = threading.Event()
 
     def stop(self) -> None:
@@ -85,8 +86,8 @@ class Maintainer:
                     while not self._stop.is_set():
                         left = self.pass_over(leader)
                         self._listen(leader, 1.0 if left else interval)
-            except psycopg.OperationalError as error:
-                self.report(f"the database does not answer: {_first_line(error)}")
+            except psycopg.Error as error:
+                self.report(f"failed: {_first_line(error)}")
                 self._stop.wait(min(interval, 5.0))
 
     def run_once(self, patience: float = 10.0) -> bool:
@@ -120,11 +121,10 @@ class Maintainer:
         apps = [name for (name,) in leader.execute("SELECT name FROM heap.app ORDER BY 1").fetchall()]
         for app in apps:
             self._make_partitions(leader, app, settings)
-        self._note_use(leader, settings)
         with leader.cursor(row_factory=class_row(IndexRow)) as cursor:
-            health = cursor.execute(
-                "SELECT app, event, partition, node, shard, index_name, state, bytes, bloat FROM heap.index_health()"
-            ).fetchall()
+            columns = ", ".join(IndexRow.__slots__)
+            health = cursor.execute(f"SELECT {columns} FROM heap.index_health()").fetchall()
+        asleep = self._note_use(leader, health, settings)
         work = index_work(health, reindex_above=settings.reindex_above)
         waiting = sum(row.state in {"building", "unreachable"} for row in health)
         with leader.cursor(row_factory=class_row(PartitionRow)) as rows:
@@ -135,9 +135,16 @@ class Maintainer:
                 )
                 work += partition_work(rows.fetchall(), vacuum_below=settings.vacuum_below)
         self._do(leader, work, settings)
-        return len(work) + waiting
+        return len(work) + waiting + asleep
 
     def _leads(self, connection: psycopg.Connection[Any]) -> bool:
+        """Takes the lock, if it is free. Whoever holds it without being a superuser keeps the indexes of nobody: any
+        role can take an advisory lock."""
+        ended = connection.execute(
+            "SELECT usename, pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE pid = heap._maintainer(false)"
+        ).fetchall()
+        for role, _ in ended:
+            self.report(f"ended a session of {role} that held the lock of heap maintain")
         row = connection.execute("SELECT pg_try_advisory_lock(hashtextextended('heap maintain', 0))").fetchone()
         return row == (True,)
 
@@ -157,34 +164,51 @@ class Maintainer:
                     "SELECT heap.make_partitions(%s, now(), now() + make_interval(months => %s))",
                     (app, settings.months_ahead),
                 )
-        except (errors.LockNotAvailable, errors.QueryCanceled, errors.UndefinedObject) as error:
-            self.report(f"partitions of {app}: {_first_line(error)}")
+        except psycopg.Error as error:
+            if leader.closed:
+                raise
+            self.report(f"failed: partitions of {app}: {_first_line(error)}")
 
-    def _note_use(self, leader: psycopg.Connection[Any], settings: Settings) -> None:
-        """Remembers when indexes were scanned, and lets definitions sleep that nobody asks about."""
-        leader.execute(
-            "UPDATE heap.event_definition AS d SET scans = u.scans, last_used = now()"
-            " FROM (SELECT app, event, sum(scans)::bigint AS scans FROM heap.index_health() GROUP BY 1, 2) AS u"
-            " WHERE d.app = u.app AND d.name = u.event AND d.scans <> u.scans"
-        )
-        if settings.drop_unused_after is not None:
-            leader.execute(
-                "WITH unused AS (UPDATE heap.event_definition SET dormant = true"
-                " WHERE NOT dormant AND index_suffix IS NOT NULL AND last_used < now() - %s RETURNING app)"
-                " UPDATE heap.app SET version = nextval('heap.catalog_version') WHERE name IN (SELECT app FROM unused)",
-                (settings.drop_unused_after,),
-            )
+    def _note_use(self, leader: psycopg.Connection[Any], health: list[IndexRow], settings: Settings) -> int:
+        """Remembers when indexes were scanned, and lets definitions sleep that nobody asks about; how many of these."""
+        scans: defaultdict[tuple[str, str], int] = defaultdict(int)
+        for row in health:
+            if row.event is not None:
+                scans[row.app, row.event] += row.scans or 0
+        used: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        unused: defaultdict[str, list[str]] = defaultdict(list)
+        for app, name, before, is_old in leader.execute(
+            "SELECT app, name, scans, last_used < now() - %s::interval FROM heap.event_definition"
+            " WHERE index_suffix IS NOT NULL AND NOT dormant",
+            (settings.drop_unused_after,),
+        ):
+            if scans[app, name] != before:
+                used[app][name] = scans[app, name]
+            elif is_old:
+                unused[app].append(name)
+        asleep = 0
+        for app in used.keys() | unused.keys():
+            with _catalog(leader, app) as is_free:
+                if is_free:
+                    leader.execute(
+                        "UPDATE heap.event_definition AS d SET scans = u.scans, last_used = now()"
+                        " FROM unnest(%s::text[], %s::bigint[]) AS u (name, scans)"
+                        " WHERE d.app = %s AND d.name = u.name",
+                        (list(used[app]), list(used[app].values()), app),
+                    )
+                    asleep += _set_dormant(leader, app, unused[app], dormant=True)
+        return asleep
 
     def _listen(self, leader: psycopg.Connection[Any], seconds: float) -> None:
-        """Waits for a change of a definition, or a question about a dormant one, which it wakes."""
+        """Waits for a change of a definition, or a question about a dormant one, which it wakes. Any role may notify:
+        the worst it can do is to wake an event once."""
         notices = list(leader.notifies(timeout=seconds, stop_after=1))  # which holds the connection until it ends
-        for asked in {notice.payload for notice in notices if notice.payload}:
-            leader.execute(
-                "WITH woken AS (UPDATE heap.event_definition SET dormant = false, last_used = now()"
-                " WHERE app = %(app)s AND name = %(event)s AND dormant RETURNING app)"
-                " UPDATE heap.app SET version = nextval('heap.catalog_version') WHERE name IN (TABLE woken)",
-                json.loads(asked),
-            )
+        self._asked.update(filter(None, (_asked(notice.payload) for notice in notices)))
+        for app, event in list(self._asked):
+            with _catalog(leader, app) as is_free:
+                if is_free:
+                    _set_dormant(leader, app, [event], dormant=False)
+                    self._asked.discard((app, event))
 
     def _do(self, leader: psycopg.Connection[Any], work: list[Work], settings: Settings) -> None:
         """Does the work whose time has come, on all nodes at once."""
@@ -234,7 +258,8 @@ class Maintainer:
         what = f"{piece.kind.name} {piece.event or piece.index_name or ''}".strip()
         started = time.monotonic()
         try:
-            execute(connection, piece, predicates.get((piece.app, piece.event or "")), settings.lock_timeout)
+            predicate = predicates.get((piece.app, piece.event or ""))
+            execute(connection, piece, predicate, settings.lock_timeout, settings.build_patience)
         except psycopg.Error as error:
             failure = self._failures[piece]
             failure.count += 1
@@ -277,6 +302,38 @@ def _brief(connection: psycopg.Connection[Any], lock_timeout: timedelta) -> Iter
             connection.execute("SET LOCAL citus.propagate_set_commands = 'local'")
         connection.execute(f"SET LOCAL lock_timeout = {milliseconds}")
         yield
+
+
+@contextmanager
+def _catalog(connection: psycopg.Connection[Any], app: str) -> Iterator[bool]:
+    """A transaction to change an app's definitions in; False while somebody else changes them, or it is gone."""
+    with connection.transaction():
+        row = connection.execute(
+            "SELECT FROM heap.app WHERE name = %s FOR NO KEY UPDATE SKIP LOCKED", (app,)
+        ).fetchone()
+        yield row is not None
+
+
+def _set_dormant(connection: psycopg.Connection[Any], app: str, names: list[str], *, dormant: bool) -> int:
+    """Lets definitions sleep or wakes them; how many that changed."""
+    changed = connection.execute(
+        "UPDATE heap.event_definition SET dormant = %(dormant)s,"
+        " last_used = CASE WHEN %(dormant)s THEN last_used ELSE now() END"
+        " WHERE app = %(app)s AND name = ANY(%(names)s) AND dormant <> %(dormant)s",
+        {"app": app, "names": names, "dormant": dormant},
+    ).rowcount
+    if changed:
+        connection.execute("UPDATE heap.app SET version = nextval('heap.catalog_version') WHERE name = %s", (app,))
+    return changed
+
+
+def _asked(payload: str) -> tuple[str, str] | None:
+    """The app and the event of a question about a dormant one; None for any other notice."""
+    try:
+        asked = json.loads(payload)
+        return str(asked["app"]), str(asked["event"])
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _first_line(error: Exception) -> str:

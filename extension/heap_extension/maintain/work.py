@@ -35,6 +35,7 @@ class IndexRow:
     state: str
     bytes: int | None
     bloat: float | None
+    scans: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$ SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') $$;
 COMMENT ON FUNCTION heap._has_citus() IS 'Whether this database is distributed';
 
-CREATE OR REPLACE FUNCTION heap._maintainer()
+CREATE OR REPLACE FUNCTION heap._maintainer(trusted boolean DEFAULT TRUE)
 RETURNS int
 LANGUAGE sql
 STABLE
@@ -14,13 +14,17 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT l.pid
 FROM pg_locks AS l
+INNER JOIN pg_stat_activity AS a ON a.pid = l.pid
+INNER JOIN pg_roles AS r ON r.oid = a.usesysid
 WHERE l.locktype = 'advisory'
     AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
     AND (l.classid::bigint << 32) | l.objid::bigint = hashtextextended('heap maintain', 0)
     AND l.objsubid = 1
     AND l.granted
+    AND r.rolsuper = trusted
 $$;
-COMMENT ON FUNCTION heap._maintainer() IS 'The process of the heap maintain that leads; null while none runs';
+COMMENT ON FUNCTION heap._maintainer(boolean) IS
+'The process of the heap maintain that leads; null while none runs. Or (false) one that holds its lock and is none: not a superuser''s';
 
 CREATE OR REPLACE FUNCTION heap._placements(app text)
 RETURNS TABLE (

@@ -4,6 +4,7 @@ CREATE TABLE heap.settings (
     builds_per_node int NOT NULL DEFAULT 2 CHECK (builds_per_node BETWEEN 1 AND 64),
     max_active_queries int NOT NULL DEFAULT 32 CHECK (max_active_queries > 0),
     lock_timeout interval NOT NULL DEFAULT '500 ms' CHECK (lock_timeout BETWEEN '10 ms' AND '1 minute'),
+    build_patience interval NOT NULL DEFAULT '10 minutes' CHECK (build_patience BETWEEN '10 ms' AND '24 days'),
     months_ahead int NOT NULL DEFAULT 3 CHECK (months_ahead BETWEEN 1 AND 120),
     vacuum_below double precision NOT NULL DEFAULT 0.9 CHECK (vacuum_below BETWEEN 0 AND 1),
     reindex_above double precision NOT NULL DEFAULT 3 CHECK (reindex_above > 1),
@@ -17,6 +18,8 @@ COMMENT ON COLUMN heap.settings.index_builds IS
 COMMENT ON COLUMN heap.settings.builds_per_node IS 'Indexes built at once on one node, at most';
 COMMENT ON COLUMN heap.settings.max_active_queries IS 'No build begins on a node that runs this many statements';
 COMMENT ON COLUMN heap.settings.lock_timeout IS 'For how long maintenance may hold back writes, and so wait for a lock';
+COMMENT ON COLUMN heap.settings.build_patience IS
+'For how long a build waits for transactions that were open before it, until it makes room for others and is tried again';
 COMMENT ON COLUMN heap.settings.months_ahead IS 'Monthly partitions made ahead of time';
 COMMENT ON COLUMN heap.settings.vacuum_below IS
 'A partition that changed is vacuumed when less than this share of its pages can be skipped by index-only scans';
