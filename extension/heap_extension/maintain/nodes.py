@@ -40,4 +40,5 @@ def connect_node(dsn: str, node: str | None) -> psycopg.Connection[Any]:
         connection.execute("SET citus.enable_manual_changes_to_shards = on")
         connection.execute("SET citus.enable_ddl_propagation = off")
         connection.execute("SET citus.node_connection_timeout = '5s'")
+        connection.execute("SET citus.max_cached_conns_per_worker = 0")  # one to a node that was cut off would wait
     return connection
