@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -68,6 +68,8 @@ class Maintainer:
         self._failures: defaultdict[Work, _Failure] = defaultdict(_Failure)
         self._asked: set[tuple[str, str]] = set()
         self._stop = threading.Event()
+        self._moved = time.monotonic()
+        """When work was last done, here or by another."""
 
     def stop(self) -> None:
         """Ends `run` after the piece of work at hand."""
@@ -94,24 +96,21 @@ class Maintainer:
         """Passes until nothing is left to do; True when that came about, False when what is left cannot be done now.
 
         Args:
-            patience: seconds to go on trying what fails.
+            patience: seconds to go on while nothing succeeds.
 
         Raises:
             psycopg.OperationalError: the database does not answer.
             TimeoutError: another `heap maintain` leads for longer than `patience`.
         """
-        until = time.monotonic() + patience
         with connect_node(self.dsn, None) as leader:
+            self._moved = time.monotonic()
             while not self._leads(leader):
-                if time.monotonic() > until:
+                if self._stands_still(patience):
                     raise TimeoutError("another heap maintain is at work on this database")
                 time.sleep(0.1)
             while self.pass_over(leader):
-                failing = any(failure.count for failure in self._failures.values())
-                if failing and time.monotonic() > until:
+                if self._stands_still(patience):
                     return False
-                if not failing:
-                    until = time.monotonic() + patience
                 time.sleep(0.2)
         return True
 
@@ -126,7 +125,9 @@ class Maintainer:
             health = cursor.execute(f"SELECT {columns} FROM heap.index_health()").fetchall()
         asleep = self._note_use(leader, health, settings)
         work = index_work(health, reindex_above=settings.reindex_above)
-        waiting = sum(row.state in {"building", "unreachable"} for row in health)
+        states = Counter(row.state for row in health)
+        if states["building"]:
+            self._moved = time.monotonic()
         with leader.cursor(row_factory=class_row(PartitionRow)) as rows:
             for app in apps:
                 rows.execute(
@@ -135,7 +136,10 @@ class Maintainer:
                 )
                 work += partition_work(rows.fetchall(), vacuum_below=settings.vacuum_below)
         self._do(leader, work, settings)
-        return len(work) + waiting + asleep
+        return len(work) + states["building"] + states["unreachable"] + asleep
+
+    def _stands_still(self, patience: float) -> bool:
+        return time.monotonic() - self._moved > patience
 
     def _leads(self, connection: psycopg.Connection[Any]) -> bool:
         """Takes the lock, if it is free. Whoever holds it without being a superuser keeps the indexes of nobody: any
@@ -268,7 +272,8 @@ class Maintainer:
             if connection.closed:
                 raise
             return
-        self.report(f"{what} on {where}: {time.monotonic() - started:.2f} s")
+        self._moved = time.monotonic()
+        self.report(f"{what} on {where}: {self._moved - started:.2f} s")
 
     def _is_wanted(self, coordinator: psycopg.Connection[Any], piece: Work) -> bool:
         """Whether an orphan has become a definition's since the pass began."""
