@@ -306,6 +306,7 @@ def test_maintainer_killed_at_each_step(faulty: CitusCluster, step: str, measure
                     f" FROM (SELECT * FROM {shard} LIMIT 1) AS e, generate_series(1, 60000) AS n"
                 )
                 there.execute(f"DELETE FROM {shard} WHERE event_id < 0")
+                there.execute("SELECT pg_stat_force_next_flush()")
         blocker.execute("BEGIN")
         match step:
             case "partitions":
@@ -325,7 +326,7 @@ def test_maintainer_killed_at_each_step(faulty: CitusCluster, step: str, measure
             _until(
                 lambda: any(
                     node.execute(
-                        "SELECT FROM pg_stat_activity WHERE application_name = 'heap maintain' AND query LIKE %s",
+                        "SELECT 1 FROM pg_stat_activity WHERE application_name = 'heap maintain' AND query LIKE %s",
                         (_STEPS[step],),
                     ).fetchone()
                     for node in nodes
@@ -364,7 +365,7 @@ def test_coordinator_killed_during_define_event(faulty: CitusCluster, measured: 
                 with psycopg.connect(worker.dsn, autocommit=True) as there:
                     _until(
                         lambda: there.execute(
-                            "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%CREATE INDEX%'"
+                            "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%CREATE INDEX%'"
                         ).fetchone()
                     )
                 faulty.coordinator.kill()
