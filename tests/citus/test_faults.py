@@ -154,12 +154,13 @@ def test_worker_killed_during_a_build(faulty: CitusCluster, phase: str, measured
                 _until(lambda: phase in _phases(worker))
                 worker.kill()
         elif phase == "waiting for old snapshots":
-            with connect_node(worker.dsn, None) as old:
-                old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-                old.execute("SELECT count(*) FROM pg_class")
-                first.execute("ROLLBACK")
-                _until(lambda: phase in _phases(worker))
-                worker.kill()
+            old = connect_node(worker.dsn, None)
+            old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+            old.execute("SELECT count(*) FROM pg_class")
+            first.execute("ROLLBACK")
+            _until(lambda: phase in _phases(worker))
+            worker.kill()
+            old.close()
         else:
             worker.kill()
     thread.join(60)
@@ -365,7 +366,7 @@ def test_coordinator_killed_during_define_event(faulty: CitusCluster, measured: 
                 with psycopg.connect(worker.dsn, autocommit=True) as there:
                     _until(
                         lambda: there.execute(
-                            "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%CREATE INDEX%'"
+                            "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'CREATE%INDEX%'"
                         ).fetchone()
                     )
                 faulty.coordinator.kill()
