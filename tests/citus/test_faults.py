@@ -439,7 +439,13 @@ class _Proxy:
         self._open = threading.Event()
         self._open.set()
         self._pairs: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._threads: list[threading.Thread] = []
+        self._start(self._accept)
+
+    def _start(self, work: Callable[..., None], *arguments: socket.socket) -> None:
+        thread = threading.Thread(target=work, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -449,7 +455,7 @@ class _Proxy:
                 far = socket.create_connection(("127.0.0.1", self._target))
                 self._pairs += [near, far]
                 for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=self._copy, args=(source, sink), daemon=True).start()
+                    self._start(self._copy, source, sink)
 
     @staticmethod
     def _copy(source: socket.socket, sink: socket.socket) -> None:
@@ -471,8 +477,14 @@ class _Proxy:
 
     def close(self) -> None:
         self.join()
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join(10)
         self.cut()
-        self._listener.close()
+        for thread in self._threads:
+            thread.join(10)
+        for end in (self._listener, *self._pairs):
+            end.close()
 
 
 @contextmanager
