@@ -33,7 +33,7 @@ clean:
 $(VENV)/.ready: pyproject.toml Makefile
 	@$(MAKE) --no-print-directory .debian
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,parquet]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,parquet,ingest]'
 	$(BIN)/heap install > /dev/null
 	touch $@
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -17,6 +14,7 @@ from heap_extension.install import install
 from heap_extension.nodes import create_extension
 from heap_extension.postgres import find_postgres
 from tests.semantics_app import ensure_app, settle
+from tests.servers import require_citus, server_folder
 
 settings.register_profile(
     "heap", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], print_blob=True
@@ -41,19 +39,17 @@ def installed() -> None:
 
 
 def _cluster(preload: str | None) -> Iterator[Cluster]:
-    folder = Path(tempfile.mkdtemp(prefix="heap-tests-"))
-    folder.chmod(0o755)
-    cluster = Cluster(find_postgres(), folder / "cluster")
-    cluster.up(preload=preload)
-    try:
-        # The nodes of a Citus cluster, here one and the same, connect to each other without a password.
-        (cluster.data / "pg_hba.conf").write_text("host all all 127.0.0.1/32 trust\nhost all all ::1/128 trust\n")
-        with psycopg.connect(cluster.dsn, autocommit=True) as connection:
-            connection.execute("SELECT pg_reload_conf()")
-        yield cluster
-    finally:
-        cluster.down()
-        shutil.rmtree(folder)
+    with server_folder() as folder:
+        cluster = Cluster(find_postgres(), folder / "cluster")
+        cluster.up(preload=preload)
+        try:
+            # The nodes of a Citus cluster, here one and the same, connect to each other without a password.
+            (cluster.data / "pg_hba.conf").write_text("host all all 127.0.0.1/32 trust\nhost all all ::1/128 trust\n")
+            with psycopg.connect(cluster.dsn, autocommit=True) as connection:
+                connection.execute("SELECT pg_reload_conf()")
+            yield cluster
+        finally:
+            cluster.down()
 
 
 @pytest.fixture(scope="session")
@@ -63,8 +59,7 @@ def postgres_cluster(installed: None) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def citus_cluster(installed: None) -> Iterator[Cluster]:
-    if not find_postgres().has_extension("citus"):
-        pytest.skip("Citus is not installed in this machine's PostgreSQL")
+    require_citus()
     yield from _cluster("citus")
 
 

@@ -98,8 +98,9 @@ def create_extension(dsn: str) -> None:
         if lacks:
             raise InstallError("; ".join(lacks))
         connection.execute("CREATE EXTENSION IF NOT EXISTS heap CASCADE")
-        if any(node.version != VERSION for node in nodes(connection)):
-            connection.execute("ALTER EXTENSION heap UPDATE")
+        if all(node.version == VERSION for node in nodes(connection)):
+            return
+        connection.execute("ALTER EXTENSION heap UPDATE")
         behind = [node for node in nodes(connection) if node.version != VERSION]
         if behind:
             connection.execute("SELECT run_command_on_workers(%s)", (_CREATE,))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,6 +10,7 @@ from heap_extension.citus_cluster import CitusCluster
 from heap_extension.cluster import Cluster
 from heap_extension.nodes import create_extension
 from heap_extension.postgres import find_postgres
+from tests.servers import require_citus, server_folder
 
 # Nothing here outlives the tests, and a killed server's writes are the kernel's by then.
 _FAST = """
@@ -24,18 +22,15 @@ fsync = off
 @pytest.fixture(scope="session")
 def big_cluster(installed: None) -> Iterator[CitusCluster]:
     """A coordinator and two workers with the extension. Tests that add nodes remove them."""
-    if not find_postgres().has_extension("citus"):
-        pytest.skip("Citus is not installed in this machine's PostgreSQL")
-    folder = Path(tempfile.mkdtemp(prefix="heap-tests-"))
-    folder.chmod(0o755)
-    cluster = CitusCluster(Cluster(find_postgres(), folder / "cluster"))
-    try:
-        cluster.up(2, settings=_FAST)
-        create_extension(cluster.dsn)
-        yield cluster
-    finally:
-        cluster.down()
-        shutil.rmtree(folder)
+    require_citus()
+    with server_folder() as folder:
+        cluster = CitusCluster(Cluster(find_postgres(), folder / "cluster"))
+        try:
+            cluster.up(2, settings=_FAST)
+            create_extension(cluster.dsn)
+            yield cluster
+        finally:
+            cluster.down()
 
 
 Measured = dict[str, float]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -17,11 +16,12 @@ from heap_extension.citus_cluster import CitusCluster
 from heap_extension.cluster import Cluster, ClusterError
 from heap_extension.command import app as command_line
 from heap_extension.install import VERSION, InstallError
-from heap_extension.load import Loader
 from heap_extension.nodes import create_extension, nodes
 from heap_extension.postgres import Postgres, find_postgres
-from heap_extension.shop import DEFINITIONS, shop_events
-from tests.extension.shop_app import NOW
+from heap_extension.shop import DEFINITIONS
+from tests.citus.inserter import Inserter
+from tests.extension.shop_app import NOW, ensure_shop, settle
+from tests.servers import require_citus
 
 _SHARDS = 8
 _STATEMENTS = (
@@ -33,27 +33,12 @@ _STATEMENTS = (
 )
 
 
-def _ensure_shop(dsn: str, shard_count: int | None) -> None:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        if connection.execute("SELECT FROM heap.app WHERE name = 'shop'").fetchone() is not None:
-            return
-        connection.execute("SELECT heap.create_app('shop', 'Europe/Berlin', %s)", (shard_count,))
-        connection.execute("SET heap.app = 'shop'")
-        loader = Loader(connection, "shop")
-        loader.load(shop_events(NOW, users=600))
-        for name, definition in DEFINITIONS.items():
-            connection.execute("SELECT heap.define_event(%s, %s)", (name, definition))
-        loader.tidy()
-
-
 @pytest.fixture
 def shop(big_cluster: CitusCluster) -> Iterator[psycopg.Connection[Any]]:
     """The shop over both workers."""
-    _ensure_shop(big_cluster.dsn, _SHARDS)
+    ensure_shop(big_cluster.dsn, users=600, shard_count=_SHARDS)
     with psycopg.connect(big_cluster.dsn, autocommit=True) as connection:
-        connection.execute(
-            "SELECT set_config('heap.app', 'shop', false), set_config('heap.now', %s, false)", (str(NOW),)
-        )
+        settle(connection)
         yield connection
 
 
@@ -99,9 +84,9 @@ def test_answers_are_those_of_plain_postgresql(shop: psycopg.Connection[Any], po
     with psycopg.connect(postgres_cluster.dsn, autocommit=True) as connection:
         connection.execute("CREATE DATABASE plain_shop")
     create_extension(dsn)
-    _ensure_shop(dsn, None)
+    ensure_shop(dsn, users=600)
     with psycopg.connect(dsn, autocommit=True) as plain:
-        plain.execute("SELECT set_config('heap.app', 'shop', false), set_config('heap.now', %s, false)", (str(NOW),))
+        settle(plain)
         expected = _answers(plain)
     assert all(expected.values())
     assert _answers(shop) == expected
@@ -133,34 +118,13 @@ def test_shards_without_citus_are_refused(fresh_database: str) -> None:
         connection.execute("SELECT heap.create_app('one', shard_count => 4)")
 
 
-class _Inserts:
-    """Somebody who inserts all the time; what was refused is in `errors`."""
-
-    def __init__(self, dsn: str) -> None:
-        self.dsn, self.sent, self.errors = dsn, 0, list[str]()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        with psycopg.connect(self.dsn, autocommit=True) as connection:
-            while not self._stop.wait(0.02):
-                try:
-                    connection.execute(
-                        "INSERT INTO shop.events (user_id, time, event_id, type, path)"
-                        " VALUES (%s, %s, %s, 'inserted', '/pricing')",
-                        (1_000_000 + self.sent % 97, NOW + timedelta(seconds=self.sent), 10**15 + self.sent),
-                    )
-                    self.sent += 1
-                except psycopg.Error as error:
-                    self.errors.append(str(error))
-
-    def __enter__(self) -> _Inserts:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(60)
+def _inserting(cluster: CitusCluster) -> Inserter:
+    """Of many users, so on every shard."""
+    return Inserter(
+        cluster.dsn,
+        "INSERT INTO shop.events (user_id, time, event_id, type, path) VALUES (%s, %s, %s, 'inserted', '/pricing')",
+        lambda number: (1_000_000 + number % 97, NOW + timedelta(seconds=number), 10**15 + number),
+    )
 
 
 def _remove_inserted(connection: psycopg.Connection[Any], expected: int) -> None:
@@ -177,7 +141,7 @@ def test_a_third_worker_takes_its_share_with_every_index_and_gives_it_back(
     third = big_cluster.workers[2]
     try:
         assert [node.version for node in nodes(shop)] == [VERSION] * 4
-        with _Inserts(big_cluster.dsn) as inserts:
+        with _inserting(big_cluster) as inserts:
             shop.execute("SELECT citus_rebalance_start()")
             shop.execute("SELECT citus_rebalance_wait()")
         assert _shards(shop)[_name(third)] >= _SHARDS // 2
@@ -187,7 +151,7 @@ def test_a_third_worker_takes_its_share_with_every_index_and_gives_it_back(
         _remove_inserted(shop, inserts.sent)
         assert _answers(shop) == before
 
-        with _Inserts(big_cluster.dsn) as inserts:
+        with _inserting(big_cluster) as inserts:
             shop.execute("SELECT citus_drain_node('127.0.0.1', %s)", (third.port,))
         assert inserts.errors == []
         _remove_inserted(shop, inserts.sent)
@@ -300,7 +264,6 @@ def test_workers_without_citus_are_refused_with_where_to_get_it(tmp_path: Path) 
 
 
 def test_a_cluster_made_to_be_alone_gets_no_workers(postgres_cluster: Cluster) -> None:
-    if not find_postgres().has_extension("citus"):
-        pytest.skip("Citus is not installed in this machine's PostgreSQL")
+    require_citus()
     with pytest.raises(ClusterError, match="made without workers"):
         CitusCluster(postgres_cluster).up(1)

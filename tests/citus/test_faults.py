@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from heap_extension.cluster import Cluster
 from heap_extension.maintain import Maintainer
 from heap_extension.maintain.nodes import connect_node
 from tests.citus.conftest import Measured
+from tests.citus.inserter import Inserter
+from tests.waiting import until
 
 _HEAP = Path(sys.executable).with_name("heap")
 _EVENTS = 20_000
@@ -49,9 +51,8 @@ def faulty(big_cluster: CitusCluster) -> Iterator[CitusCluster]:
     finally:
         big_cluster.up()
         with _connect(big_cluster) as connection:
-            connection.execute("UPDATE heap.settings SET index_builds = 'auto'")
             connection.execute("SELECT recover_prepared_transactions()")
-            connection.execute("SELECT heap.drop_app('faulty')")
+            _drop_app(connection)
 
 
 def _make_app(connection: psycopg.Connection[Any]) -> None:
@@ -64,6 +65,11 @@ def _make_app(connection: psycopg.Connection[Any]) -> None:
         " FROM generate_series(1, %s) AS n",
         (_PATHS, _EVENTS),
     )
+
+
+def _drop_app(connection: psycopg.Connection[Any]) -> None:
+    connection.execute("UPDATE heap.settings SET index_builds = 'auto'")
+    connection.execute("SELECT heap.drop_app(name) FROM heap.app WHERE name = 'faulty'")
 
 
 def _define(connection: psycopg.Connection[Any], name: str, path: str) -> None:
@@ -79,13 +85,6 @@ def _count(connection: psycopg.Connection[Any], event: str) -> int:
 
 def _states(connection: psycopg.Connection[Any]) -> set[str]:
     return {state for (state,) in connection.execute("SELECT DISTINCT state FROM heap.index_health('faulty')")}
-
-
-def _until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def _converge(cluster: CitusCluster) -> float:
@@ -147,18 +146,18 @@ def test_worker_killed_during_a_build(faulty: CitusCluster, phase: str, measured
     with _writing(worker, shard) as first:
         thread = threading.Thread(target=Maintainer(faulty.dsn).run_once, kwargs={"patience": 2})
         thread.start()
-        _until(lambda: "waiting for writers before build" in _phases(worker))
+        until(lambda: "waiting for writers before build" in _phases(worker))
         if phase == "waiting for writers before validation":
             with _writing(worker, shard):
                 first.execute("ROLLBACK")
-                _until(lambda: phase in _phases(worker))
+                until(lambda: phase in _phases(worker))
                 worker.kill()
         elif phase == "waiting for old snapshots":
             old = connect_node(worker.dsn, None)
             old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
             old.execute("SELECT count(*) FROM pg_class")
             first.execute("ROLLBACK")
-            _until(lambda: phase in _phases(worker))
+            until(lambda: phase in _phases(worker))
             worker.kill()
             old.close()
         else:
@@ -172,51 +171,19 @@ def test_worker_killed_during_a_build(faulty: CitusCluster, phase: str, measured
     measured[f"converged after kill -9 of a worker {phase}"] = _converge(faulty)
 
 
-class _Inserter:
-    """Inserts events of its own user one by one; knows which were acknowledged, and its longest pause."""
-
-    def __init__(self, cluster: CitusCluster, number: int) -> None:
-        self.cluster, self.user = cluster, 1_000_000 + number
-        self.sent = self.acknowledged = 0
-        self.longest = 0.0
-        self.errors: list[psycopg.Error] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        connection: psycopg.Connection[Any] | None = None
-        while not self._stop.wait(0.005):
-            began = time.monotonic()
-            try:
-                if connection is None or connection.closed:
-                    connection = _connect(self.cluster)
-                self.sent += 1
-                connection.execute(
-                    "INSERT INTO faulty.events (user_id, time, event_id, type, path)"
-                    " VALUES (%s, '2026-02-01'::timestamptz + make_interval(secs => %s), %s, 'tap', '/tap')",
-                    (self.user, self.sent, self.sent),
-                )
-                self.acknowledged += 1
-            except psycopg.Error as error:
-                self.errors.append(error)
-                time.sleep(0.05)
-            self.longest = max(self.longest, time.monotonic() - began)
-        if connection is not None:
-            connection.close()
-
-    def __enter__(self) -> _Inserter:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(60)
+def _inserter(cluster: CitusCluster, user: int) -> Inserter:
+    """Of events of one user."""
+    return Inserter(
+        cluster.dsn,
+        "INSERT INTO faulty.events (user_id, time, event_id, type, path)"
+        " VALUES (%s, '2026-02-01'::timestamptz + make_interval(secs => %s), %s, 'tap', '/tap')",
+        lambda number: (user, number, number),
+    )
 
 
-def _taps(connection: psycopg.Connection[Any], user: int | None = None) -> int:
-    whose = "" if user is None else f" AND user_id = {user}"
+def _taps(connection: psycopg.Connection[Any], user: int) -> int:
     (count,) = connection.execute(
-        f"SELECT count(*) FROM faulty.events WHERE type = 'tap'{whose}".encode()
+        "SELECT count(*) FROM faulty.events WHERE type = 'tap' AND user_id = %s", (user,)
     ).fetchone() or (0,)  # fmt: skip
     return int(count)
 
@@ -241,29 +208,28 @@ def test_worker_killed_during_queries_and_inserts(faulty: CitusCluster, measured
                 refused.append(str(error))
                 time.sleep(0.01)
 
-    inserters = [_Inserter(faulty, number) for number in range(4)]
+    inserters = {user: _inserter(faulty, user) for user in range(1_000_000, 1_000_004)}
     asking = threading.Thread(target=ask)
-    asking.start()
-    for inserter in inserters:
-        inserter.__enter__()
-    _until(lambda: len(answers) > 20)
-    worker.kill()
-    _until(lambda: refused)
-    worker.up(worker.port)
-    before = len(answers)
-    began = time.monotonic()
-    _until(lambda: len(answers) > before)
-    measured["answers again after kill -9 of a worker"] = time.monotonic() - began
-    stop.set()
-    asking.join(60)
-    for inserter in inserters:
-        inserter.__exit__()
+    with ExitStack() as stack:
+        asking.start()
+        stack.callback(asking.join, 60)
+        stack.callback(stop.set)
+        for inserter in inserters.values():
+            stack.enter_context(inserter)
+        until(lambda: len(answers) > 20)
+        worker.kill()
+        until(lambda: refused)
+        worker.up(worker.port)
+        before = len(answers)
+        began = time.monotonic()
+        until(lambda: len(answers) > before)
+        measured["answers again after kill -9 of a worker"] = time.monotonic() - began
     assert set(answers) == {_EVENTS // _PATHS}
     with _connect(faulty) as connection:
         connection.execute("SELECT recover_prepared_transactions()")
-        for inserter in inserters:
-            assert inserter.acknowledged <= _taps(connection, inserter.user) <= inserter.sent
-    assert any(inserter.errors for inserter in inserters)
+        for user, inserter in inserters.items():
+            assert inserter.acknowledged <= _taps(connection, user) <= inserter.sent
+    assert any(inserter.errors for inserter in inserters.values())
     _converge(faulty)
 
 
@@ -324,7 +290,7 @@ def test_maintainer_killed_at_each_step(faulty: CitusCluster, step: str, measure
         )
         try:
             nodes = [psycopg.connect(node.dsn, autocommit=True) for node in (faulty.coordinator, worker)]
-            _until(
+            until(
                 lambda: any(
                     node.execute(
                         "SELECT 1 FROM pg_stat_activity WHERE application_name = 'heap maintain' AND query LIKE %s",
@@ -364,7 +330,7 @@ def test_coordinator_killed_during_define_event(faulty: CitusCluster, measured: 
             with _writing(worker, shard):
                 thread.start()
                 with psycopg.connect(worker.dsn, autocommit=True) as there:
-                    _until(
+                    until(
                         lambda: there.execute(
                             "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'CREATE%INDEX%'"
                         ).fetchone()
@@ -405,20 +371,18 @@ def test_disk_full_on_one_worker_during_a_build(big_cluster: CitusCluster, measu
             lines: list[str] = []
             assert not Maintainer(big_cluster.dsn, lines.append).run_once(patience=3)
             assert any(line.startswith("failed: build") and f":{worker.port}" in line for line in lines), lines
-            measured["what the full disk said: " + next(line for line in lines if f":{worker.port}" in line)] = 0
             healthy = connection.execute(
                 "SELECT DISTINCT state FROM heap.index_health('faulty') WHERE node NOT LIKE %s", (f"%:{worker.port}",)
             ).fetchall()
             assert healthy == [("valid",)]
         ballast.unlink()
-        _until(lambda: worker.is_running(), 10)
+        until(lambda: worker.is_running(), 10)
         measured["converged after a full disk on a worker"] = _converge(big_cluster)
     finally:
         ballast.unlink(missing_ok=True)
         big_cluster.up()
         with _connect(big_cluster) as connection:
-            connection.execute("UPDATE heap.settings SET index_builds = 'auto'")
-            connection.execute("SELECT heap.drop_app(name) FROM heap.app WHERE name = 'faulty'")
+            _drop_app(connection)
             nodes = connection.execute("SELECT nodeport FROM pg_dist_node").fetchall()
             third = big_cluster.workers[2]
             if (third.port,) in nodes:
@@ -516,12 +480,12 @@ def test_worker_cut_off_and_back(faulty: CitusCluster, measured: Measured) -> No
         thread = threading.Thread(target=maintainer.run, kwargs={"interval": 0.5})
         thread.start()
         try:
-            _until(lambda: _states(connection) == {"valid", "unreachable"}, 90)
+            until(lambda: _states(connection) == {"valid", "unreachable"}, 90)
             with pytest.raises(psycopg.Error):
                 _count(connection, "A")
             began = time.monotonic()
             proxy.join()
-            _until(lambda: _states(connection) == {"valid"}, 90)
+            until(lambda: _states(connection) == {"valid"}, 90)
             measured["converged after a worker was cut off and came back"] = time.monotonic() - began
         finally:
             proxy.join()
@@ -533,66 +497,59 @@ def test_worker_cut_off_and_back(faulty: CitusCluster, measured: Measured) -> No
 
 def test_inserts_and_answers_while_definitions_come_and_go(faulty: CitusCluster, measured: Measured) -> None:
     """16 inserters, 50 definitions made and dropped, `heap maintain`, and a reader who knows what may be the answer."""
-    inserters = [_Inserter(faulty, number) for number in range(16)]
-    maintain = subprocess.Popen(
-        [_HEAP, "maintain", "--interval", "1", "--dsn", faulty.dsn],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    inserters = {user: _inserter(faulty, user) for user in range(1_000_000, 1_000_016)}
     wrong: list[str] = []
-    asked = [0]
+    failed: list[str] = []
+    asked = 0
     stop = threading.Event()
 
     def ask() -> None:
-        with _connect(faulty) as connection:
-            _ = connection.execute("SELECT heap.define_event('Tap', 'tap')")
-            while not stop.is_set():
-                least = sum(inserter.acknowledged for inserter in inserters)
-                answer = _count(connection, "Tap")
-                most = sum(inserter.sent for inserter in inserters)
-                fixed = _count(connection, "Fixed")
-                asked[0] += 1
-                if not least <= answer <= most or fixed != _EVENTS // _PATHS:
-                    wrong.append(f"{least} <= {answer} <= {most}, {fixed}")
-
-    failed: list[str] = []
-
-    def asking() -> None:
+        nonlocal asked
         try:
-            ask()
+            with _connect(faulty) as connection:
+                while not stop.is_set():
+                    least = sum(inserter.acknowledged for inserter in inserters.values())
+                    answer = _count(connection, "Tap")
+                    most = sum(inserter.sent for inserter in inserters.values())
+                    fixed = _count(connection, "Fixed")
+                    asked += 1
+                    if not least <= answer <= most or fixed != _EVENTS // _PATHS:
+                        wrong.append(f"{least} <= {answer} <= {most}, {fixed}")
         except psycopg.Error as error:
             failed.append(str(error))
 
-    reader = threading.Thread(target=asking)
-    with _connect(faulty) as connection:
+    reader = threading.Thread(target=ask)
+    with ExitStack() as stack, _connect(faulty) as connection:
+        maintain = subprocess.Popen(
+            [_HEAP, "maintain", "--interval", "1", "--dsn", faulty.dsn],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        stack.callback(maintain.wait, 60)
+        stack.callback(maintain.terminate)
         _define(connection, "Fixed", "/3")
-        try:
-            for inserter in inserters:
-                inserter.__enter__()
+        connection.execute("SELECT heap.define_event('Tap', 'tap')")
+        with ExitStack() as busy:
+            for inserter in inserters.values():
+                busy.enter_context(inserter)
             reader.start()
+            busy.callback(reader.join, 60)
+            busy.callback(stop.set)
             for number in range(50):
                 _define(connection, f"D{number}", f"/{number % _PATHS}")
                 if number >= 5:
                     assert _count(connection, f"D{number - 5}") == _EVENTS // _PATHS
                     connection.execute("SELECT heap.drop_event(%s)", (f"D{number - 5}",))
                 time.sleep(0.1)
-        finally:
-            stop.set()
-            if reader.ident is not None:
-                reader.join(60)
-            for inserter in inserters:
-                inserter.__exit__()
-            maintain.terminate()
-            maintain.wait(60)
         assert failed == []
         assert wrong == []
-        assert [error for inserter in inserters for error in inserter.errors] == []
-        for inserter in inserters:
-            assert inserter.acknowledged == inserter.sent == _taps(connection, inserter.user)
-        assert _count(connection, "Tap") == sum(inserter.sent for inserter in inserters)
+        assert [error for inserter in inserters.values() for error in inserter.errors] == []
+        for user, inserter in inserters.items():
+            assert inserter.acknowledged == inserter.sent == _taps(connection, user)
+        assert _count(connection, "Tap") == sum(inserter.sent for inserter in inserters.values())
         connection.execute("SELECT heap.drop_event('Tap')")
-    assert asked[0] > 10
-    longest = max(inserter.longest for inserter in inserters)
+    assert asked > 10
+    longest = max(inserter.longest for inserter in inserters.values())
     measured["longest pause of 16 inserters while 50 definitions came and went"] = longest
     assert longest < 5
     measured["converged after that"] = _converge(faulty)

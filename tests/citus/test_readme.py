@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from heap_extension.citus_cluster import CitusCluster
 from heap_extension.cluster import Cluster
 from heap_extension.command import app as command_line
 from heap_extension.postgres import find_postgres
+from tests.servers import require_citus, server_folder
 
 _SECTION = (
     (Path(__file__).parents[2] / "README.md").read_text().split("\n## Grow to many machines\n")[1].split("\n## ")[0]
@@ -28,17 +27,14 @@ _SQL = re.findall(r"```sql\n(.*?)```", _SECTION, re.S)
 @pytest.fixture
 def folder(installed: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder to be in, with a cluster in it in the end."""
-    if not find_postgres().has_extension("citus"):
-        pytest.skip("Citus is not installed in this machine's PostgreSQL")
-    folder = Path(tempfile.mkdtemp(prefix="heap-tests-"))
-    folder.chmod(0o755)
-    monkeypatch.chdir(folder)
+    require_citus()
     monkeypatch.delenv("HEAP_DSN", raising=False)
-    try:
-        yield folder
-    finally:
-        CitusCluster(Cluster(find_postgres(), folder / ".heap")).down()
-        shutil.rmtree(folder)
+    with server_folder() as folder:
+        monkeypatch.chdir(folder)
+        try:
+            yield folder
+        finally:
+            CitusCluster(Cluster(find_postgres(), folder / ".heap")).down()
 
 
 def _run(line: str) -> str:
@@ -70,9 +66,8 @@ def test_on_many_machines(folder: Path) -> None:
         for name, node in machines.items():
             text = text.replace(f"'{name}', 5432", f"'127.0.0.1', {node.port}")
             text = text.replace(f"{name}:5432", f"127.0.0.1:{node.port}")
-        return text.replace('"$DSN"', dsn).replace(
-            "shard_count => 32", "shard_count => 3"
-        )  # each takes seconds to move
+        text = text.replace("shard_count => 32", "shard_count => 3")  # each takes seconds to move
+        return text.replace('"$DSN"', dsn)
 
     for node in machines.values():
         with psycopg.connect(node.dsn, autocommit=True) as connection:

@@ -12,11 +12,11 @@ from heap_extension.shop import DEFINITIONS, shop_events
 NOW = datetime(2026, 6, 20, 18, tzinfo=UTC)
 
 
-def ensure_shop(dsn: str, users: int = 3_000) -> None:
+def ensure_shop(dsn: str, users: int = 3_000, shard_count: int | None = None) -> None:
     with psycopg.connect(dsn) as connection:
         if connection.execute("SELECT 1 FROM heap.app WHERE name = 'shop'").fetchone():
             return
-        connection.execute("SELECT heap.create_app('shop', 'Europe/Berlin')")
+        connection.execute("SELECT heap.create_app('shop', 'Europe/Berlin', %s)", (shard_count,))
         loader = Loader(connection, "shop")
         loader.load(shop_events(NOW, users=users))
         connection.execute("SET heap.app = 'shop'")

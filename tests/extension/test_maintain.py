@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from psycopg.conninfo import make_conninfo
 
 from heap_extension.maintain import Maintainer
 from heap_extension.maintain.nodes import connect_node
+from tests.waiting import until
 
 APP = "kept"
 _HEAP = Path(sys.executable).with_name("heap")
@@ -185,7 +186,7 @@ def test_unused_definitions_sleep_until_somebody_asks(dsn: str, kept: psycopg.Co
     assert _index_states(kept) == {"A": "dormant", "B": "ready"}
     with _running(dsn):
         assert _count(kept) == 900, "a sleeping definition answers"
-        _until(lambda: _index_states(kept) == {"A": "ready", "B": "ready"})
+        until(lambda: _index_states(kept) == {"A": "ready", "B": "ready"})
     assert _count(kept) == 900
 
 
@@ -202,14 +203,14 @@ def test_use_is_noticed(dsn: str, kept: psycopg.Connection[Any]) -> None:
             "SELECT last_used > '2025-01-01' FROM heap.event_definition WHERE app = 'kept'"
         ).fetchall() == [(True,)]
 
-    _until(noticed)
+    until(noticed)
 
 
 def test_one_leads_and_the_others_wait(dsn: str, kept: psycopg.Connection[Any]) -> None:
     assert kept.execute("SELECT heap._maintainer()").fetchone() == (None,)
     with _running(dsn), pytest.raises(TimeoutError, match="another heap maintain"):
         Maintainer(dsn).run_once(patience=0.3)
-    _until(lambda: kept.execute("SELECT heap._maintainer()").fetchone() == (None,))
+    until(lambda: kept.execute("SELECT heap._maintainer()").fetchone() == (None,))
 
 
 def test_a_tenant_that_holds_the_lock_or_notifies_nonsense_stops_nothing(
@@ -236,7 +237,7 @@ def test_a_tenant_that_holds_the_lock_or_notifies_nonsense_stops_nothing(
             ):
                 eve.execute("SELECT pg_notify('heap_maintain', %s)", (payload,))
             kept.execute("SELECT heap.define_event('A', 'pageview where path = ''/1''')")
-            _until(lambda: _states(kept) == {("A", "valid")})
+            until(lambda: _states(kept) == {("A", "valid")})
     finally:
         kept.execute("DROP ROLE eve")
 
@@ -252,9 +253,9 @@ def test_an_open_change_of_one_app_stops_no_other(dsn: str, kept: psycopg.Connec
             kept.execute("UPDATE heap.event_definition SET last_used = '2020-01-01' WHERE app = 'kept'")
             kept.execute("UPDATE heap.settings SET drop_unused_after = '90 days'")
             with _running(dsn):
-                _until(lambda: _index_states(kept) == {"A": "dormant"})
+                until(lambda: _index_states(kept) == {"A": "dormant"})
                 _count(kept)
-                _until(lambda: _index_states(kept) == {"A": "ready"})
+                until(lambda: _index_states(kept) == {"A": "ready"})
             holder.commit()
         kept.execute("UPDATE heap.settings SET drop_unused_after = NULL")
         assert Maintainer(dsn).run_once()
@@ -278,7 +279,7 @@ def test_builds_that_wait_too_long_make_room(dsn: str, kept: psycopg.Connection[
             for name in ("A", "B", "C"):
                 kept.execute("SELECT heap.define_event(%s, 'pageview where path = ''/1''')", (name,))
             with _running(dsn):
-                _until(lambda: _states_in(kept, "events_2026_01") == {"valid"}, 60)
+                until(lambda: _states_in(kept, "events_2026_01") == {"valid"}, 60)
             assert _states_in(kept, "events_2026_02") != {"valid"}
         assert Maintainer(dsn).run_once()
         assert {state for _, state in _states(kept)} == {"valid"}
@@ -292,7 +293,7 @@ def test_definitions_leave_their_indexes_to_a_running_maintain(dsn: str, kept: p
     assert _states(kept) == {("In the statement", "valid")}
     with _running(dsn):
         kept.execute("SELECT heap.define_event('In the background', 'pageview where path = ''/4''')")
-        _until(lambda: set(_index_states(kept).values()) == {"ready"})
+        until(lambda: set(_index_states(kept).values()) == {"ready"})
 
 
 def test_an_open_transaction_delays_a_build_and_no_insert(dsn: str, kept: psycopg.Connection[Any]) -> None:
@@ -312,7 +313,7 @@ def test_an_open_transaction_delays_a_build_and_no_insert(dsn: str, kept: psycop
                 phases.update(phase for (phase,) in kept.execute("SELECT phase FROM heap.index_builds"))
                 return any("waiting" in phase for phase in phases if phase)
 
-            _until(is_waiting)
+            until(is_waiting)
             longest = 0.0
             for number in range(50):
                 began = time.monotonic()
@@ -326,7 +327,7 @@ def test_an_open_transaction_delays_a_build_and_no_insert(dsn: str, kept: psycop
             writer.commit()
             thread.join(60)
     assert not thread.is_alive()
-    _until(lambda: _states(kept) == {("A", "valid")})
+    until(lambda: _states(kept) == {("A", "valid")})
 
 
 def test_killed_at_any_moment_it_converges(dsn: str, kept: psycopg.Connection[Any]) -> None:
@@ -382,16 +383,9 @@ class _running:  # noqa: N801
     def __enter__(self) -> None:
         self.thread.start()
         with psycopg.connect(self.dsn, autocommit=True) as connection:
-            _until(lambda: connection.execute("SELECT heap._maintainer()").fetchone() != (None,))
+            until(lambda: connection.execute("SELECT heap._maintainer()").fetchone() != (None,))
 
     def __exit__(self, *_: object) -> None:
         self.maintainer.stop()
         self.thread.join(60)
         assert not self.thread.is_alive()
-
-
-def _until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

@@ -207,7 +207,7 @@ class Maintainer:
         """Waits for a change of a definition, or a question about a dormant one, which it wakes. Any role may notify:
         the worst it can do is to wake an event once."""
         notices = list(leader.notifies(timeout=seconds, stop_after=1))  # which holds the connection until it ends
-        self._asked.update(filter(None, (_asked(notice.payload) for notice in notices)))
+        self._asked.update(filter(None, (_question(notice.payload) for notice in notices)))
         for app, event in list(self._asked):
             with _catalog(leader, app) as is_free:
                 if is_free:
@@ -332,7 +332,7 @@ def _set_dormant(connection: psycopg.Connection[Any], app: str, names: list[str]
     return changed
 
 
-def _asked(payload: str) -> tuple[str, str] | None:
+def _question(payload: str) -> tuple[str, str] | None:
     """The app and the event of a question about a dormant one; None for any other notice."""
     try:
         asked = json.loads(payload)

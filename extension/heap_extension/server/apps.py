@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 from heap_compiler import HeapError
 from heap_compiler.errors import nearest
 from heap_compiler.schema import EVENT_COLUMNS, KEYED_COLUMNS, USER_COLUMNS, key_column
-from heap_extension.server.catalog import Database, known_apps, rows, unknown_app
+from heap_extension.server.catalog import Database, has_citus, known_apps, rows, unknown_app
 from heap_extension.server.indexes import WAKE_MAINTAIN, create_index, left_to_maintain
 from heap_extension.server.quote import identifier, literal, qualified
 from heap_extension.server.roles import grant_roles
@@ -42,7 +42,7 @@ def create_app(
     if name in known_apps(database):
         raise HeapError(f"the app '{name}' exists already", sqlstate="42710")
     zone = _zone(time_zone or "UTC")
-    distributed = rows(database, "SELECT 1 AS found FROM pg_catalog.pg_extension WHERE extname = 'citus'")
+    distributed = has_citus(database)
     if shard_count is not None and not distributed:
         raise HeapError(
             "this database has no shards: it is without Citus",

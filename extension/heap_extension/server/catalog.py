@@ -14,7 +14,7 @@ from heap_compiler.catalog import Segment
 from heap_compiler.errors import Span, nearest
 from heap_compiler.ranges import parse_time
 
-__all__ = ["App", "Database", "DatabaseCatalog", "Definition", "known_apps", "with_definition"]
+__all__ = ["App", "Database", "DatabaseCatalog", "Definition", "has_citus", "known_apps", "with_definition"]
 
 
 class Database(Protocol):
@@ -101,6 +101,12 @@ class App:
                     f"the setting heap.now: {error.message}", hint="write it as '2025-06-01 12:30'"
                 ) from None
         return cls(row["name"], zone, int(row["version"]), now)
+
+
+def has_citus(database: Database) -> bool:
+    """Whether this database is distributed."""
+    (row,) = rows(database, "SELECT heap._has_citus() AS found")
+    return bool(row["found"])
 
 
 def known_apps(database: Database) -> list[str]:

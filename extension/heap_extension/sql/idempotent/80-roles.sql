@@ -94,10 +94,10 @@ DECLARE
     writer text;
     tables text;
 BEGIN
+    PERFORM heap.make_roles(app);
     FOR asked IN SELECT a.name FROM heap.app AS a WHERE grant_roles.app IS NULL OR a.name = grant_roles.app ORDER BY 1 LOOP
         reader := 'heap_' || asked || '_read';
         writer := 'heap_' || asked || '_write';
-        PERFORM heap.make_roles(asked);
         IF NOT pg_has_role(writer, reader, 'USAGE') THEN
             EXECUTE format('GRANT %I TO %I', reader, writer);
         END IF;

@@ -1,0 +1,88 @@
+"""What travels through Kafka between the capture server and the sink: one JSON object per message.
+
+Whatever decides a row's key, `user_id`, `time` and `event_id`, is in the message, fixed before Kafka: sending or
+reading a message again makes the same row. The server adds what only it knows, the address and the user agent, raw;
+the sink makes columns of them.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+
+__all__ = ["EventMessage", "IdentifyMessage", "Message", "UserMessage", "decode", "encode", "message_key"]
+
+Bigint = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
+
+class _Message(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", forbid_unknown_fields=True):
+    """What every message has.
+
+    Attributes:
+        app: the app whose write key it came with.
+        user_id: the user as the client knew them: merged users are resolved by the sink, not here.
+        time: when it happened, with a zone, corrected by the client's clock skew.
+        received_at: when the server took it; for lag only, never part of a key.
+    """
+
+    app: str
+    user_id: Bigint
+    time: datetime
+    received_at: datetime
+
+
+class EventMessage(_Message, frozen=True, tag="event"):
+    """A captured or custom event.
+
+    Attributes:
+        columns: typed columns of `events` by name, beyond those named here: path, href, target_text, ...
+        properties: whatever else it carries.
+        ip, user_agent: as the server saw them, for enrichment; absent where the app's settings forbid it.
+    """
+
+    event_id: Bigint
+    type: str
+    session_id: Bigint | None = None
+    columns: dict[str, str] = msgspec.field(default_factory=dict)
+    properties: dict[str, Any] = msgspec.field(default_factory=dict)
+    ip: str | None = None
+    user_agent: str | None = None
+
+
+class UserMessage(_Message, frozen=True, tag="user"):
+    """Properties of a user; those named replace, the others stay. The latest `time` wins, whatever arrives last."""
+
+    properties: dict[str, Any]
+
+
+class IdentifyMessage(_Message, frozen=True, tag="identify"):
+    """`user_id` is the person the app knows as `identity`."""
+
+    identity: str
+
+
+Message = EventMessage | UserMessage | IdentifyMessage
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """The message as JSON."""
+    return _encoder.encode(message)
+
+
+def decode(data: bytes) -> Message:
+    """The message of a Kafka record.
+
+    Raises:
+        msgspec.DecodeError: it is no JSON, or not of this form.
+    """
+    return _decoder.decode(data)
+
+
+def message_key(message: Message) -> bytes:
+    """The Kafka key: all of one user's messages are in one partition, in order."""
+    return f"{message.app}:{message.user_id}".encode()
