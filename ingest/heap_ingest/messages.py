@@ -66,7 +66,7 @@ class IdentifyMessage(_Message, frozen=True, tag="identify"):
 Message = EventMessage | UserMessage | IdentifyMessage
 
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Message)
+_decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 
 def encode(message: Message) -> bytes:
