@@ -8,9 +8,8 @@ VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $python$
 if "heap" not in GD:
-    import gc, os, site, sys
+    import gc, site, sys
     gc.disable()  # a third of the time of the imports would go into collections that find nothing
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # else pydantic looks through every package for some
     for name in [name for name in sys.modules if name.startswith("heap_")]:
         del sys.modules[name]
     site.addsitedir("@python_path@")
