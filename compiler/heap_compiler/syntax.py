@@ -103,11 +103,7 @@ class _Immutable:
     _defaults: ClassVar[dict[str, Any]] = {}
 
     def __init_subclass__(cls) -> None:
-        own = [
-            name
-            for name, written in cls.__dict__.get("__annotations__", {}).items()
-            if not written.startswith("ClassVar")
-        ]
+        own = [name for name, written in cls.__annotations__.items() if not written.startswith("ClassVar")]
         cls._fields = cls._fields.union(own)
         cls._defaults = cls._defaults | {name: cls.__dict__[name] for name in own if name in cls.__dict__}
 

@@ -15,6 +15,8 @@ if "heap" not in GD:
     site.addsitedir("@python_path@")
     sys.path.insert(0, "@python_path@")
     import heap_extension.server
+    heap_extension.server.load()
+    gc.freeze()  # and later collections need not look through what stays anyway
     gc.enable()
     GD["heap"] = "@version@"
 from heap_extension.server import answer
