@@ -77,8 +77,8 @@ USER_COLUMNS: dict[str, Column] = {
 
 KEYED_COLUMNS: tuple[str, ...] = ("path", "href", "target_text", "target_id", "type")
 """Columns with a generated integer twin, `<column>_key = hashtext(<column>)`. Every insert tests every definition's
-predicate: one integer comparison first makes that several times cheaper than comparing text. The type comes last: half of
-all events pass its test, and so read more of the predicate from memory, which is what inserts wait for."""
+predicate: one integer comparison first makes that several times cheaper than comparing text. The type comes last: half
+of all events pass its test, and so read more of the predicate from memory, which is what inserts wait for."""
 
 
 def key_column(column: str) -> str:
