@@ -48,6 +48,9 @@ _BATCH_USERS = 500
 _BATCH_EVENTS = 20_000
 """Events copied in one transaction."""
 
+_LONGEST_STATEMENT = timedelta(minutes=1)
+"""A statement on several nodes that takes longer waits for one that was cut off."""
+
 _LATE = timedelta(days=1)
 """For so long after a merge, events written for the old user are looked for."""
 
@@ -87,6 +90,8 @@ class UserMerges:
         """When what the catalog says was first seen: batch, moved or not."""
         self._copies_seen: int | None = None
         """The batch whose copies were all seen to be there: after every commit, and after another maintainer's."""
+        self._is_owed = True
+        """Whether a node may still have to commit what another has."""
 
     def advance(self) -> int | None:
         """Does what can be done now: how many users ended with it, or None when nothing is asked for.
@@ -94,12 +99,23 @@ class UserMerges:
         Raises:
             psycopg.Error: a node refused, is gone or did not let go of a lock; nothing is lost, try again.
         """
+        try:
+            return self._advance()
+        except psycopg.Error:
+            self._is_owed = True
+            raise
+
+    def _advance(self) -> int | None:
         batch = self._batch() or self._begin()
         if batch is None:
             return None
         # What this one commits is committed on every node before the leader changes the catalog.
         with connect_node(self.dsn, None) as work:
-            work.execute("SELECT recover_prepared_transactions()")  # what a node that was gone owes
+            work.execute("SET citus.max_cached_conns_per_worker = 1")
+            work.execute(f"SET statement_timeout = {_milliseconds(_LONGEST_STATEMENT)}")
+            if self._is_owed:
+                work.execute("SELECT recover_prepared_transactions()")
+                self._is_owed = False
             if not batch.is_moved and self._older_transactions_end(batch):
                 self._copy(work, batch)
                 self._move(work, batch)
@@ -146,7 +162,7 @@ class UserMerges:
         """A transaction in which nobody else changes the app (FOR NO KEY UPDATE), or who they are that are merged (FOR
         SHARE)."""
         with connection.transaction():
-            connection.execute(f"SET LOCAL lock_timeout = {max(1, int(self.patience.total_seconds() * 1000))}")
+            connection.execute(f"SET LOCAL lock_timeout = {_milliseconds(self.patience)}")
             connection.execute(f"SELECT FROM heap.app WHERE name = %s FOR {how}", (self.app,))
             yield
 
@@ -200,27 +216,35 @@ class UserMerges:
     def _copy(self, work: psycopg.Connection[Any], batch: _Batch) -> None:
         """Copies all there is, in transactions of a bounded number of events."""
         if self._copies_seen != batch.number:  # what another maintainer copied, it may not have seen to be there
-            with self._app_locked(work, "SHARE"):
-                self._copy_some(work, batch, marked=True, limit=None)
-            self._expect_copies(work, batch)
+            self._unmark(work, batch)
             self._copies_seen = batch.number
         copied = _BATCH_EVENTS
         while copied == _BATCH_EVENTS:
             with self._app_locked(work, "SHARE"):
-                copied = self._copy_some(work, batch, marked=False, limit=_BATCH_EVENTS)
+                copied = self._copy_some(work, batch)
             self._expect_copies(work, batch)
 
-    def _copy_some(
-        self, work: psycopg.Connection[Any], batch: _Batch, *, marked: bool, limit: int | None = None
-    ) -> int:
-        """Copies events that are marked as copied, or marks those that are not; how many."""
+    def _unmark(self, work: psycopg.Connection[Any], batch: _Batch) -> None:
+        """Lets all events be copied again, which copies only those whose copies are not there.
+
+        Raises:
+            _NotVisibleError: some are marked still.
+        """
+        marked = "user_id = ANY ({merged}) AND merge_id = {mark}"
+        work.execute(sql.SQL("UPDATE {events} SET merge_id = NULL WHERE " + marked).format(**self._parts(batch)))
+        left = sql.SQL("SELECT FROM {events} WHERE " + marked + " LIMIT 1").format(**self._parts(batch))
+        if work.execute(left).fetchone() is not None:
+            raise _NotVisibleError("marks of events are not to be seen to be gone yet")
+
+    def _copy_some(self, work: psycopg.Connection[Any], batch: _Batch) -> int:
+        """Copies events that are not marked, and marks them; how many."""
         work.execute("DROP TABLE IF EXISTS pg_temp.moving")
         work.execute(
             sql.SQL(
                 "CREATE TEMP TABLE moving AS SELECT {columns}, {contents} AS contents, NULL::bigint AS merged_into"
-                " FROM {events} WHERE user_id = ANY ({merged}) AND merge_id IS {negated} DISTINCT FROM {mark}"
+                " FROM {events} WHERE user_id = ANY ({merged}) AND merge_id IS DISTINCT FROM {mark}"
                 " LIMIT {limit}"
-            ).format(**self._parts(batch), negated=sql.SQL("NOT" if marked else ""), limit=sql.Literal(limit))
+            ).format(**self._parts(batch), limit=sql.Literal(_BATCH_EVENTS))
         )
         work.execute(
             "UPDATE pg_temp.moving SET merged_into = m.merged_into FROM heap.user_merge AS m"
@@ -235,13 +259,12 @@ class UserMerges:
                 " ON CONFLICT DO NOTHING"
             ).format(**self._parts(batch))
         )
-        if not marked:
-            work.execute(
-                sql.SQL(
-                    "UPDATE {events} SET merge_id = {mark} WHERE user_id = ANY ({merged})"
-                    " AND (user_id, time, event_id) IN (SELECT user_id, time, event_id FROM pg_temp.moving)"
-                ).format(**self._parts(batch))
-            )
+        work.execute(
+            sql.SQL(
+                "UPDATE {events} SET merge_id = {mark} WHERE user_id = ANY ({merged})"
+                " AND (user_id, time, event_id) IN (SELECT user_id, time, event_id FROM pg_temp.moving)"
+            ).format(**self._parts(batch))
+        )
         (copied,) = work.execute("SELECT count(*) FROM pg_temp.moving").fetchone() or (0,)
         return int(copied)
 
@@ -282,14 +305,14 @@ class UserMerges:
     def _move(self, work: psycopg.Connection[Any], batch: _Batch) -> None:
         """Copies what came in since, and turns all queries to the copies: one commit on the coordinator alone. While
         the app is locked, whoever resolves users in heap.user_alias writes no event."""
-        work.execute(f"SET statement_timeout = {4 * max(1, int(self.patience.total_seconds() * 1000))}")
+        work.execute(f"SET statement_timeout = {4 * _milliseconds(self.patience)}")
         with self._app_locked(self.leader, "NO KEY UPDATE"):
             if self._batch() != batch:
                 return  # somebody of it was erased
             copied = 1
             while copied:
                 with work.transaction():
-                    copied = self._copy_some(work, batch, marked=False, limit=_BATCH_EVENTS)
+                    copied = self._copy_some(work, batch)
                 self._expect_copies(work, batch)
             with work.transaction():
                 self._find_merged_users(work, batch)
@@ -309,7 +332,7 @@ class UserMerges:
             for command in alias_commands("%(app)s", merged):
                 self.leader.execute(command.encode(), values)
             self._new_version()
-        work.execute("SET statement_timeout = 0")
+        work.execute(f"SET statement_timeout = {_milliseconds(_LONGEST_STATEMENT)}")
 
     def _find_merged_users(self, work: psycopg.Connection[Any], batch: _Batch) -> None:
         """The users that others are merged into as they will be, into the table `merged_users`; the lists of segments
@@ -406,6 +429,10 @@ class UserMerges:
         ).fetchone() or (0,)
         if there < len(known) or any(work.execute(query).fetchone() is not None for query in left):
             raise _NotVisibleError("the end of merged users is not to be seen yet")
+
+
+def _milliseconds(time: timedelta) -> int:
+    return max(1, int(time / timedelta(milliseconds=1)))
 
 
 def _array(users: Iterable[int]) -> sql.Composable:

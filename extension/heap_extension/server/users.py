@@ -250,9 +250,12 @@ def _known(catalog: DatabaseCatalog, identity: str) -> int:
 
 
 def _identity(catalog: DatabaseCatalog, user: int) -> str | None:
+    """What the app knows the user by, or will once the merges asked for are done."""
     found = rows(
         catalog.database,
-        f"SELECT identity FROM {qualified(catalog.app.name, 'users')} WHERE user_id = $1::bigint",
+        f"SELECT identity FROM {qualified(catalog.app.name, 'users')} WHERE identity IS NOT NULL"
+        " AND user_id = ANY ($1::bigint[]) ORDER BY user_id <> $2::bigint, user_id LIMIT 1",
+        person="{" + ",".join(str(number) for number in _person(catalog, str(user))) + "}",
         user=str(user),
     )
     return found[0]["identity"] if found else None
