@@ -309,11 +309,11 @@ class UserMerges:
         with self._app_locked(self.leader, "NO KEY UPDATE"):
             if self._batch() != batch:
                 return  # somebody of it was erased
-            copied = 1
-            while copied:
-                with work.transaction():
-                    copied = self._copy_some(work, batch)
-                self._expect_copies(work, batch)
+            with work.transaction():
+                copied = self._copy_some(work, batch)
+            self._expect_copies(work, batch)
+            if copied == _BATCH_EVENTS:
+                return  # too many to hold others back for: they are copied without the lock, and this is tried again
             with work.transaction():
                 self._find_merged_users(work, batch)
                 work.execute(sql.SQL("DELETE FROM {}").format(self._table(MERGED_USERS)))
