@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -190,30 +190,58 @@ def _node(cluster: CitusCluster, port: int | None) -> Cluster:
 
 
 @contextmanager
-def _held(cluster: CitusCluster, step: str) -> Iterator[Cluster]:
-    """`heap maintain` in the middle of the step; what holds it there ends with the block, its process with a kill."""
+def _in_a_process(cluster: CitusCluster) -> Iterator[None]:
+    """`heap maintain`, killed at the end."""
+    process = subprocess.Popen(
+        [_HEAP, "maintain", "--once", "--dsn", cluster.dsn], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait(30)
+
+
+@contextmanager
+def _in_a_thread(cluster: CitusCluster) -> Iterator[None]:
+    """What it does with the merges, until a node refuses."""
+
+    def advance() -> None:
+        with suppress(psycopg.Error), connect_node(cluster.dsn, None) as leader:
+            UserMerges(cluster.dsn, "crowded", leader, timedelta(seconds=20)).advance()
+
+    thread = threading.Thread(target=advance)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+@contextmanager
+def _held(
+    cluster: CitusCluster, step: str, run: Callable[[CitusCluster], AbstractContextManager[None]]
+) -> Iterator[Cluster]:
+    """Merges in the middle of a step, on the node that is given; what holds them there ends after them."""
     doing, hold = _STEPS[step]
     with _connect(cluster) as connection:
         port, lock = hold(connection)
         node = _node(cluster, port)
         blocker = connect_node(node.dsn, None)
-        blocker.execute("BEGIN")
-        blocker.execute(lock.encode())
-        process = subprocess.Popen(
-            [_HEAP, "maintain", "--once", "--dsn", cluster.dsn], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
         try:
-            until(
-                lambda: connection.execute(
-                    "SELECT 1 FROM pg_stat_activity WHERE application_name = 'heap maintain' AND query LIKE %s"
-                    " AND state = 'active' AND clock_timestamp() - query_start > '0.1 s'",
-                    (doing,),
-                ).fetchone()
-            )
-            yield node
+            blocker.execute("BEGIN")
+            blocker.execute(lock.encode())
+            with run(cluster):
+                until(
+                    lambda: connection.execute(
+                        "SELECT 1 FROM pg_stat_activity WHERE application_name = 'heap maintain' AND query LIKE %s"
+                        " AND state = 'active' AND clock_timestamp() - query_start > '0.1 s'",
+                        (doing,),
+                    ).fetchone()
+                )
+                yield node
         finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait(30)
             with suppress(psycopg.Error):
                 blocker.execute("ROLLBACK")
             blocker.close()
@@ -225,7 +253,7 @@ def test_maintainer_killed_at_each_step_of_a_merge(crowded: CitusCluster, measur
         until(lambda: asker.answers)
         _merge_all(connection)
         for step in _STEPS:
-            with _held(crowded, step):
+            with _held(crowded, step, _in_a_process):
                 pass
             since = len(asker.answers)
             until(lambda: len(asker.answers) > since)  # noqa: B023
@@ -243,7 +271,7 @@ def test_worker_killed_during_a_merge(crowded: CitusCluster, measured: Measured)
         until(lambda: asker.answers)
         _merge_all(connection)
         for step in ("copy", "rows", "delete"):
-            with _held(crowded, step) as worker:
+            with _held(crowded, step, _in_a_thread) as worker:
                 assert worker is not crowded.coordinator
                 worker.kill()
             worker.up(worker.port)
