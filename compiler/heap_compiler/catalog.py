@@ -10,6 +10,8 @@ from datetime import datetime
 from typing import NamedTuple, Protocol
 from zoneinfo import ZoneInfo
 
+from heap_compiler.sequence import Strategy
+
 __all__ = ["Catalog", "Segment"]
 
 
@@ -34,6 +36,14 @@ class Catalog(Protocol):
     @property
     def now(self) -> datetime:
         """The instant `over last ...` counts back from, with a time zone."""
+
+    @property
+    def shards(self) -> int:
+        """On how many shards kernels can run; 0 when they cannot, or must not, and SQL serves everything."""
+
+    @property
+    def strategy(self) -> Strategy:
+        """The strategy that was asked for."""
 
     def definition(self, name: str) -> str | None:
         """The event expression a defined event stands for, or None when there is no event of that name."""

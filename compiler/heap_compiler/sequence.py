@@ -14,9 +14,10 @@ from sqlglot import exp
 from heap_compiler.bound import BoundEvent
 from heap_compiler.ranges import TimeRange
 
-__all__ = ["Exclusion", "Sequence", "SequenceStep", "Unit"]
+__all__ = ["Exclusion", "Sequence", "SequenceStep", "Strategy", "Unit"]
 
 Unit = Literal["users", "sessions", "conversions"]
+Strategy = Literal["auto", "vector", "merge", "probe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,12 @@ class SequenceStep:
     read: TimeRange | None = None
     apart: bool = False
     driver: int | None = None
+
+    @property
+    def matching_events(self) -> int | None:
+        """About how many events the step matches, in all of time; None when that is not known."""
+        sizes = [alternative.matching_events for alternative in self.event.alternatives]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +72,9 @@ class Sequence:
         unit: whose chains they are: a user's, those inside one session, or all that do not overlap.
         first_time: a chain begins with the user's first event of step 1 ever.
         alias: the scans of the steps are called `<alias>_1`, ..., those of the exclusions `<alias>_without_1`, ...
+        shards: how many shards kernels can run on; 0 when there are no kernels.
+        asked: the strategy that was asked for.
+        vector: kernels find the chains, where an analysis has one; set by `choose_strategy`.
     """
 
     schema: str
@@ -77,6 +87,9 @@ class Sequence:
     unit: Unit = "users"
     first_time: bool = False
     alias: str = "step"
+    shards: int = 0
+    asked: Strategy = "auto"
+    vector: bool = False
 
     def before(self, step: int) -> list[int]:
         """The steps that a step, by number, may follow in a chain: the one before it, and those before that which are
@@ -100,11 +113,15 @@ class Sequence:
     @property
     def is_plain(self) -> bool:
         """True when nothing is asked but order and window."""
+        return self.is_linear and not (self.first_time or any(step.within is not None for step in self.steps))
+
+    @property
+    def is_linear(self) -> bool:
+        """True when nothing but order and time decides which event follows which."""
         return not (
             self.any_order
             or self.exclusions
             or self.held
-            or self.first_time
             or self.unit != "users"
-            or any(step.optional or step.within is not None for step in self.steps)
+            or any(step.optional for step in self.steps)
         )

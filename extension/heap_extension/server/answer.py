@@ -18,6 +18,7 @@ from heap_compiler import (
     compile_statement,
 )
 from heap_compiler.complete import complete
+from heap_compiler.sequence import Strategy
 from heap_extension.server import apps, definitions, plans, segments
 from heap_extension.server.catalog import App, Database, DatabaseCatalog, rows
 from heap_extension.server.vocabulary import AppVocabulary, NoVocabulary
@@ -25,7 +26,7 @@ from heap_extension.server.vocabulary import AppVocabulary, NoVocabulary
 __all__ = ["Answer", "answer"]
 
 _CACHE_SIZE = 256
-_compiled: dict[tuple[str, str, str | None, int, int], tuple[CompiledQuery, list[str]]] = {}
+_compiled: dict[tuple[str, str, str | None, int, Strategy, int, int], tuple[CompiledQuery, list[str]]] = {}
 """Queries compiled before, each with the dormant events it names."""
 
 
@@ -126,7 +127,7 @@ def _statement(catalog: DatabaseCatalog, compiled: Compiled) -> tuple[str, list[
 def _compile(catalog: DatabaseCatalog, text: str, keyword: str | None) -> Compiled:
     """Compiles, or finds the query compiled before: the same while no definition and no minute changes."""
     app = catalog.app
-    key = (app.name, text, keyword, app.version, int(app.now.timestamp()) // 60)
+    key = (app.name, text, keyword, app.version, app.strategy, app.shards, int(app.now.timestamp()) // 60)
     if key in _compiled:
         kept, dormant = _compiled[key]
         _wake(catalog, dormant)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
-from typing import Any, Protocol
+from functools import cache, cached_property
+from importlib.util import find_spec
+from typing import Any, Protocol, get_args
 from zoneinfo import ZoneInfo
 
 from heap_compiler import HeapError
 from heap_compiler.catalog import Segment
 from heap_compiler.errors import Span, nearest
 from heap_compiler.ranges import parse_time
+from heap_compiler.sequence import Strategy
 
 __all__ = ["App", "Database", "DatabaseCatalog", "Definition", "has_citus", "known_apps", "with_definition"]
 
@@ -59,12 +61,20 @@ class SegmentDefinition:
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """A row of heap.app, and the instant that `over last ...` counts back from."""
+    """A row of heap.app, and what settings say.
+
+    Attributes:
+        now: the instant that `over last ...` counts back from.
+        strategy: which one was asked for.
+        shards: how many of them kernels can run on; 0 when they cannot.
+    """
 
     name: str
     time_zone: ZoneInfo
     version: int
     now: datetime
+    strategy: Strategy = "auto"
+    shards: int = 0
 
     @classmethod
     def current(cls, database: Database) -> App:
@@ -75,7 +85,8 @@ class App:
         """
         found = rows(
             database,
-            "SELECT name, time_zone, version, pg_catalog.current_setting('heap.app', true) AS chosen,"
+            "SELECT name, time_zone, version, shards, pg_catalog.current_setting('heap.app', true) AS chosen,"
+            " pg_catalog.current_setting('heap.strategy', true) AS strategy,"
             " pg_catalog.current_setting('heap.now', true) AS set_now,"
             " (extract(epoch FROM pg_catalog.now()) * 1000000)::bigint AS now FROM heap.app",
         )
@@ -100,7 +111,24 @@ class App:
                 raise HeapError(
                     f"the setting heap.now: {error.message}", hint="write it as '2025-06-01 12:30'"
                 ) from None
-        return cls(row["name"], zone, int(row["version"]), now)
+        strategy = row["strategy"] or "auto"
+        if strategy not in get_args(Strategy):
+            raise HeapError(f"the setting heap.strategy: '{strategy}'", hint=f"one of {', '.join(get_args(Strategy))}")
+        shards = _kernel_shards(database, row["name"], row["shards"])
+        return cls(row["name"], zone, int(row["version"]), now, strategy, shards)
+
+
+@cache
+def _has_numpy() -> bool:
+    return find_spec("numpy") is not None
+
+
+def _kernel_shards(database: Database, app: str, made: int | None) -> int:
+    """How many shards kernels can run on: all have their row in `<app>.shards`, and numpy is installed; else 0."""
+    if made is None or not _has_numpy():
+        return 0
+    (row,) = rows(database, "SELECT heap._shard_count($1) AS shards", app=app)
+    return made if row["shards"] == made else 0
 
 
 def has_citus(database: Database) -> bool:
@@ -133,6 +161,8 @@ class DatabaseCatalog:
         self.schema = app.name
         self.time_zone = app.time_zone
         self.now = app.now
+        self.strategy = app.strategy
+        self.shards = app.shards
         self.named: set[str] = set()
         """The events that were looked up."""
 
