@@ -41,6 +41,7 @@ class CompiledQuery:
         sources: names of the scans in the query, and the event each reads; first those the analysis names.
         scans: every read of events; a source has one per alternative of its event.
         kernel_reads: the queries that kernels run beside the data, over the app's tables.
+        strategy: how chains are found and why so, where that was chosen.
     """
 
     keyword: str
@@ -49,6 +50,7 @@ class CompiledQuery:
     sources: dict[str, str]
     scans: tuple[Scan, ...]
     kernel_reads: tuple[str, ...] = ()
+    strategy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,9 @@ def _analyse(statement: syntax.AnalysisStatement, text: str, catalog: Catalog, k
     for scan in scans:
         sources.setdefault(scan.alias, scan.event)
     reads = tuple(read for call in calls for read in call.queries)
-    return CompiledQuery(statement.keyword, generate(query), analysis.row, sources, scans, reads)
+    return CompiledQuery(
+        statement.keyword, generate(query), analysis.row, sources, scans, reads, analysis.strategy(plan)
+    )
 
 
 def compile_definition(name: str, definition: str, catalog: Catalog) -> CompiledDefinition:

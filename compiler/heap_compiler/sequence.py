@@ -14,10 +14,11 @@ from sqlglot import exp
 from heap_compiler.bound import BoundEvent
 from heap_compiler.ranges import TimeRange
 
-__all__ = ["Exclusion", "Sequence", "SequenceStep", "Strategy", "Unit"]
+__all__ = ["STRATEGIES", "Exclusion", "Sequence", "SequenceStep", "Strategy", "Unit"]
 
 Unit = Literal["users", "sessions", "conversions"]
 Strategy = Literal["auto", "vector", "merge", "probe"]
+STRATEGIES: tuple[Strategy, ...] = ("auto", "vector", "merge", "probe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ class Sequence:
         shards: how many shards kernels can run on; 0 when there are no kernels.
         asked: the strategy that was asked for.
         vector: kernels find the chains, where an analysis has one; set by `choose_strategy`.
+        reason: why they do, or do not.
     """
 
     schema: str
@@ -90,6 +92,7 @@ class Sequence:
     shards: int = 0
     asked: Strategy = "auto"
     vector: bool = False
+    reason: str = ""
 
     def before(self, step: int) -> list[int]:
         """The steps that a step, by number, may follow in a chain: the one before it, and those before that which are
@@ -109,6 +112,18 @@ class Sequence:
         steps = {f"{self.alias}_{index}": step.event.name for index, step in enumerate(self.steps, start=1)}
         excluded = enumerate(self.exclusions, start=1)
         return steps | {f"{self.alias}_without_{index}": exclusion.event.event.name for index, exclusion in excluded}
+
+    @property
+    def strategy(self) -> str:
+        """How the chains are found, and why so: for people."""
+        if self.vector:
+            return f"vector: {self.reason}"
+        if self.any_order or not self.is_plain:
+            return f"{'any order' if self.any_order else 'timeline'}: {self.reason}"
+        probed = [str(index) for index, step in enumerate(self.steps, start=1) if step.driver is not None]
+        if not probed:
+            return f"merge: {self.reason}"
+        return f"probe of step {', '.join(probed)}, an earlier one is much rarer: {self.reason}"
 
     @property
     def is_plain(self) -> bool:

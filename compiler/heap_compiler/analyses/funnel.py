@@ -514,4 +514,5 @@ ANALYSIS = Analysis(
     bind=bind_funnel,
     lower=lower_funnel,
     sources=funnel_sources,
+    strategy=lambda plan: plan.sequence.strategy,
 )  # fmt: skip

@@ -1,5 +1,5 @@
-"""Choose how a sequence runs: by kernels over vectors, or in SQL; and per step, between reading all its events and looking
-up only users who took an earlier, much rarer step."""
+"""Choose how a sequence runs: by kernels over vectors, or in SQL; and per step, between reading all its events and
+looking up only users who took an earlier, much rarer step."""
 
 from __future__ import annotations
 
@@ -19,18 +19,23 @@ KERNEL_COST = 2_000
 
 def choose_strategy(sequence: Sequence) -> Sequence:
     """Says whether kernels serve the sequence, and what each step is driven by where SQL does."""
-    return replace(_with_drivers(sequence), vector=_is_for_kernels(sequence))
+    vector, reason = _for_kernels(sequence)
+    return replace(_with_drivers(sequence), vector=vector, reason=reason)
 
 
-def _is_for_kernels(sequence: Sequence) -> bool:
-    """Kernels are there, they know every rule of the chain, and there is enough to do for them, or nobody knows."""
-    if not (sequence.shards and sequence.is_linear):
-        return False
+def _for_kernels(sequence: Sequence) -> tuple[bool, str]:
+    """Whether kernels are there, know every rule of the chain, and have enough to do, or nobody knows; and why."""
+    if not sequence.is_linear:
+        return False, "kernels know no such rule"
+    if not sequence.shards:
+        return False, "kernels cannot run here"
     if sequence.asked != "auto":
-        return sequence.asked == "vector"
+        return sequence.asked == "vector", "asked for by heap.strategy"
     sizes = [step.matching_events for step in sequence.steps]
+    if None in sizes:
+        return True, "events that nobody has counted"
     known = sum(size for size in sizes if size is not None)
-    return None in sizes or known > KERNEL_COST * sequence.shards
+    return known > KERNEL_COST * sequence.shards, f"about {known:,} matching events"
 
 
 def _with_drivers(sequence: Sequence) -> Sequence:

@@ -1,4 +1,4 @@
-"""Lower a sequence to a call of the kernel, once per shard: there numpy finds the chains in arrays read from the indexes.
+"""Lower a sequence to a call of the kernel per shard: there numpy finds the chains in arrays read from the indexes.
 
 `<app>.shards` has one row in every shard, so that a query over it runs once beside the data of each. The kernel gets
 what to read as SQL and what to count as numbers, and gives one row per bucket and group, which the query adds up. What
@@ -12,7 +12,6 @@ import re
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from sqlglot import exp
 

@@ -233,7 +233,7 @@ def _of_users(events: Events, reached: Reached) -> tuple[Int64, Int64]:
 
 
 def _last_before(reached: Reached, places: Int64, events: Events, source: Int64) -> Int64:
-    """For each place the position of the last event reached that is earlier by (time, event id); -1 if there is none."""
+    """For each place the position of the last event reached that is earlier by (time, event id), or -1."""
     low = np.searchsorted(reached.places, places, side="left")
     if len(reached.places) == 0:
         return low - 1

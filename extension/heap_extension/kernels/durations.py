@@ -8,7 +8,7 @@ from math import ceil, floor
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["average", "quantiles"]
+__all__ = ["average", "counts", "quantiles"]
 
 _DAY = 86_400_000_000
 
@@ -36,6 +36,17 @@ def quantiles(durations: bytes, fractions: Sequence[float]) -> list[float] | Non
         lower, higher = _seconds(ordered[low : low + 1])[0], _seconds(ordered[high : high + 1])[0]
         found.append(float(lower + (exact - low) * (higher - lower)))
     return found
+
+
+def counts(durations: bytes, lows: Sequence[int]) -> list[int]:
+    """How many durations are in each bin.
+
+    Args:
+        lows: where the bins begin, in rising seconds; each goes on to where the next begins, the last to the end.
+    """
+    values = np.sort(np.frombuffer(durations, "<i8"))
+    begins = np.searchsorted(values, np.array(lows, np.int64) * 1_000_000, side="left")
+    return [int(count) for count in np.diff(begins, append=len(values))]
 
 
 def _seconds(values: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

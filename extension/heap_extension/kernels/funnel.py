@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -163,7 +164,7 @@ class _Funnel:
         inner = [int(start) for start in np.unique(starts)[1:]]
         if not inner:
             return ["true"]
-        between = [f"user_id >= {low} AND user_id < {high}" for low, high in zip(inner, inner[1:], strict=False)]
+        between = [f"user_id >= {low} AND user_id < {high}" for low, high in pairwise(inner)]
         return [f"user_id < {inner[0]}", *between, f"user_id >= {inner[-1]}"]
 
     def _of_few(self, index: int, reached: Reached, where: str) -> str:
@@ -228,12 +229,15 @@ def _counted(
         bucket = int(buckets[first]) if asked["buckets"] else None
         key = tuple(group.labels[group.codes[first]] for group in groups)
         shown = [None if value == NULL else value.decode() for value in key] if groups else None
-        yield (bucket, key), Totals(
-            bucket,
-            shown,
-            [counts[place] for counts in users],
-            [*(counts[place] for counts in immature), 0],
-            [b"", *(pieces[place] for pieces in durations)],
+        yield (
+            (bucket, key),
+            Totals(
+                bucket,
+                shown,
+                [counts[place] for counts in users],
+                [*(counts[place] for counts in immature), 0],
+                [b"", *(pieces[place] for pieces in durations)],
+            ),
         )
 
 

@@ -6,6 +6,7 @@ users as the row of `<app>.shards` that the kernel was called for.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -19,12 +20,11 @@ Int64 = npt.NDArray[np.int64]
 NULL = b"\xff"
 """Stands for null among texts: no UTF-8 has this byte. A zero byte, which no text has, parts them."""
 
-_SHARD_SUFFIX = """
-SELECT '_' || theirs.shardid AS suffix
-FROM pg_catalog.pg_class AS c
-JOIN pg_catalog.pg_dist_shard AS own ON c.relname = 'shards_' || own.shardid
+_SHARD_BESIDE = """
+SELECT theirs.shardid AS shard
+FROM pg_catalog.pg_dist_shard AS own
 JOIN pg_catalog.pg_dist_shard AS theirs ON theirs.shardminvalue = own.shardminvalue
-WHERE c.oid = {shard} AND theirs.logicalrelid = pg_catalog.to_regclass({table})
+WHERE own.shardid = {shard} AND theirs.logicalrelid = pg_catalog.to_regclass({table})
 """
 
 
@@ -66,17 +66,17 @@ class Shard:
         return f"{quote(self._schema)}.{quote(name + self._suffixes[name])}"
 
     def _suffix(self, name: str) -> str:
-        (own,) = self._database.execute(
-            f"SELECT relname FROM pg_catalog.pg_class WHERE oid = {self._relation}"
-        )  # fmt: skip
-        if own["relname"] == "shards":
+        # Citus hides the rows of shards in pg_class from most sessions.
+        (own,) = self._database.execute(f"SELECT {self._relation}::pg_catalog.regclass::text AS name")
+        shard = re.fullmatch(r".*\bshards_(\d+)", own["name"])
+        if shard is None:
             return ""
         table = f"{self._database.quote_ident(self._schema)}.{self._database.quote_ident(name)}"
-        query = _SHARD_SUFFIX.format(shard=self._relation, table=self._database.quote_literal(table))
+        query = _SHARD_BESIDE.format(shard=shard[1], table=self._database.quote_literal(table))
         found = list(self._database.execute(query))
         if len(found) != 1:
-            raise LookupError(f"no shard of {table} beside {own['relname']}")
-        return str(found[0]["suffix"])
+            raise LookupError(f"no shard of {table} beside {own['name']}")
+        return f"_{found[0]['shard']}"
 
     def read(
         self, query: Query, numbers: Sequence[str], texts: Sequence[str] = (), where: str = "true"

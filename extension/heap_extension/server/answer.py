@@ -44,9 +44,9 @@ def answer(database: Database, request: str, arguments: list[str | None]) -> Ans
 
     Args:
         database: PL/Python's `plpy`.
-        request: statement, analysis, describe, complete, app, create_app, drop_app, make_partitions, define_event,
-            drop_event, define_segment, drop_segment, list_segment or unlist_segment. All but create_app and drop_app
-            are about the chosen app, whose rights were checked: no argument names another.
+        request: statement, analysis, describe, kernel_reads, complete, app, create_app, drop_app, make_partitions,
+            define_event, drop_event, define_segment, drop_segment, list_segment or unlist_segment. All but create_app
+            and drop_app are about the chosen app, whose rights were checked: no argument names another.
         arguments: those of the SQL function.
     """
     try:
@@ -79,6 +79,10 @@ def _answer(database: Database, request: str, arguments: list[str | None]) -> tu
             return _statement(catalog, _compile(catalog, first, None))
         case "analysis":
             return _statement(catalog, _compile(catalog, first, second))
+        case "kernel_reads":
+            query = _compile(catalog, first, None)
+            assert isinstance(query, CompiledQuery)
+            return "queries", list(query.kernel_reads)
         case "describe":
             query = _compile(catalog, first, None)
             assert isinstance(query, CompiledQuery)

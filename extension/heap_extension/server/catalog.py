@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache, cached_property
 from importlib.util import find_spec
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol
 from zoneinfo import ZoneInfo
 
 from heap_compiler import HeapError
 from heap_compiler.catalog import Segment
 from heap_compiler.errors import Span, nearest
 from heap_compiler.ranges import parse_time
-from heap_compiler.sequence import Strategy
+from heap_compiler.sequence import STRATEGIES, Strategy
 
 __all__ = ["App", "Database", "DatabaseCatalog", "Definition", "has_citus", "known_apps", "with_definition"]
 
@@ -111,9 +111,12 @@ class App:
                 raise HeapError(
                     f"the setting heap.now: {error.message}", hint="write it as '2025-06-01 12:30'"
                 ) from None
-        strategy = row["strategy"] or "auto"
-        if strategy not in get_args(Strategy):
-            raise HeapError(f"the setting heap.strategy: '{strategy}'", hint=f"one of {', '.join(get_args(Strategy))}")
+        strategy: Strategy | None = next((known for known in STRATEGIES if known == (row["strategy"] or "auto")), None)
+        if strategy is None:
+            raise HeapError(
+                f"the setting heap.strategy: there is no strategy '{row['strategy']}'",
+                hint=f"one of {', '.join(STRATEGIES)}",
+            )
         shards = _kernel_shards(database, row["name"], row["shards"])
         return cls(row["name"], zone, int(row["version"]), now, strategy, shards)
 

@@ -58,6 +58,24 @@ return average(durations)
 $python$;
 COMMENT ON FUNCTION heap._average_duration(bytea) IS 'The average, in seconds, of durations that kernels found';
 
+CREATE OR REPLACE FUNCTION heap._duration_counts(durations bytea, lows bigint[])
+RETURNS bigint[]
+LANGUAGE plpython3u
+IMMUTABLE
+STRICT
+PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $python$
+if "kernels" not in GD:
+    import sys
+    sys.path.insert(0, "@python_path@")
+    GD["kernels"] = "@version@"
+from heap_extension.kernels.durations import counts
+return counts(durations, lows)
+$python$;
+COMMENT ON FUNCTION heap._duration_counts(bytea, bigint[]) IS
+'How many of the durations that kernels found are in each bin; lows are where the bins begin, in seconds';
+
 CREATE OR REPLACE FUNCTION heap._shard_count(app text)
 RETURNS int
 LANGUAGE plpgsql
