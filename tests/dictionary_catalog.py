@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
-from heap_compiler.catalog import Segment
-from heap_compiler.sequence import Strategy
+from heap_compiler.catalog import Segment, Strategy
 
 
 class DictionaryCatalog:

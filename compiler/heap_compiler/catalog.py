@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 from zoneinfo import ZoneInfo
 
-from heap_compiler.sequence import Strategy
+__all__ = ["STRATEGIES", "Catalog", "Segment", "Strategy"]
 
-__all__ = ["Catalog", "Segment"]
+Strategy = Literal["auto", "vector", "merge", "probe"]
+STRATEGIES: tuple[Strategy, ...] = ("auto", "vector", "merge", "probe")
+"""How sequences can run; `auto` chooses."""
 
 
 class Segment(NamedTuple):

@@ -75,4 +75,4 @@ def duration_quantiles(durations: exp.Expr, *fractions: str) -> exp.Expr:
     """The quantiles of a kernel's durations in seconds, an array; of a single fraction, its element."""
     wanted = cast(exp.Array(expressions=[exp.Literal.number(fraction) for fraction in fractions]), "double precision[]")
     found = function("heap._duration_quantiles", durations, wanted)
-    return found if len(fractions) > 1 else exp.Bracket(this=exp.paren(found), expressions=[number(0)], offset=0)
+    return found if len(fractions) > 1 else exp.Bracket(this=exp.paren(found), expressions=[number(1)], offset=1)

@@ -5,20 +5,19 @@ Binding makes a `Sequence`; `SEQUENCE_PASSES` decide how it runs, before there i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Literal
 
 from sqlglot import exp
 
 from heap_compiler.bound import BoundEvent
+from heap_compiler.catalog import Catalog, Strategy
 from heap_compiler.ranges import TimeRange
 
-__all__ = ["STRATEGIES", "Exclusion", "Sequence", "SequenceStep", "Strategy", "Unit"]
+__all__ = ["Exclusion", "Sequence", "SequenceStep", "Unit", "counted"]
 
 Unit = Literal["users", "sessions", "conversions"]
-Strategy = Literal["auto", "vector", "merge", "probe"]
-STRATEGIES: tuple[Strategy, ...] = ("auto", "vector", "merge", "probe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,3 +139,12 @@ class Sequence:
             or self.unit != "users"
             or any(step.optional for step in self.steps)
         )
+
+
+def counted(event: BoundEvent, catalog: Catalog) -> BoundEvent:
+    """The event, with about how many events match each definition: what strategies are chosen by."""
+    alternatives = (
+        replace(one, matching_events=None if one.definition is None else catalog.matching_events(one.definition))
+        for one in event.alternatives
+    )
+    return replace(event, alternatives=tuple(alternatives))

@@ -111,7 +111,10 @@ def test_event_ids_are_read_only_where_events_share_an_instant() -> None:
         assert len(asked) == read
 
 
-@given(values=st.lists(st.integers(0, 10**15), max_size=12), fractions=st.lists(st.sampled_from([0, 0.25, 0.5, 0.9, 1]), min_size=1))
+@given(
+    values=st.lists(st.integers(0, 10**15), max_size=12),
+    fractions=st.lists(st.sampled_from([0, 0.25, 0.5, 0.9, 1]), min_size=1),
+)
 def test_statistics_of_durations(values: list[int], fractions: list[float]) -> None:
     packed = b"".join(value.to_bytes(8, "little") for value in values)
     if not values:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heap_compiler import CompiledQuery, compile_statement
-from heap_compiler.sequence import Strategy
+from heap_compiler.catalog import Strategy
 from tests.dictionary_catalog import DictionaryCatalog
 from tests.extension.shop_app import ensure_shop
 from tests.extension.shop_app import settle as settle_shop
@@ -69,9 +69,13 @@ def _statements(draw: st.DrawFn) -> str:
     events = ['"' + name.replace('"', '""') + '"' for name in names]
     events[0] = draw(st.sampled_from([events[0], "any", f"({events[0]} or pageview)"]))
     window = f"within {draw(st.sampled_from(['1 second', '1 hour', '1 day', '30 days']))}"
-    over = draw(st.sampled_from(["", "from '2025-10-26' to '2025-10-26'", "since '2025-10-31 13:00'", "since '2020-01-01'"]))
+    over = draw(
+        st.sampled_from(["", "from '2025-10-26' to '2025-10-26'", "since '2025-10-31 13:00'", "since '2020-01-01'"])
+    )
     if draw(st.integers(0, 3)) == 0:
-        group = draw(st.sampled_from(["", "group by country", "group by user.plan", "group by country, user.plan top 2"]))
+        group = draw(
+            st.sampled_from(["", "group by country", "group by user.plan", "group by country, user.plan top 2"])
+        )
         return f"time from {events[0]} to {events[1]} {window} {group} {over}"
     arrows = [draw(st.sampled_from(["->", "->", "->[within 1 hour]", "->[within 1 second]"])) for _ in events[1:]]
     steps = events[0] + "".join(f" {arrow} {event}" for arrow, event in zip(arrows, events[1:], strict=True))
@@ -89,7 +93,9 @@ def test_kernels_change_no_answer(
 ) -> None:
     """Also read in slices, when a step is said to be huge, and with users looked up, when one is said to be rare."""
     statement = data.draw(_statements())
-    sizes = data.draw(st.sampled_from([{}, dict.fromkeys(DEFINITIONS, 20_000_000), {"Viewed": _FREQUENT, "Purchase": _RARE}]))
+    sizes = data.draw(
+        st.sampled_from([{}, dict.fromkeys(DEFINITIONS, 20_000_000), {"Viewed": _FREQUENT, "Purchase": _RARE}])
+    )
     insert(asked, APP, [replace(event, user_id=users[event.user_id % 4]) for event in events])
     try:
         (shards,) = asked.execute("SELECT shards FROM heap.app WHERE name = %s", (APP,)).fetchone() or (0,)

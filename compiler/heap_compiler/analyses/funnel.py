@@ -33,7 +33,7 @@ from heap_compiler.groups import OTHER, TOTAL, group_key, group_values
 from heap_compiler.passes import SEQUENCE_PASSES
 from heap_compiler.predicates import property_text
 from heap_compiler.ranges import TimeRange, bucket_starts, window
-from heap_compiler.sequence import Exclusion, Sequence, SequenceStep
+from heap_compiler.sequence import Exclusion, Sequence, SequenceStep, counted
 from heap_compiler.sql import (
     all_of,
     cast,
@@ -170,21 +170,26 @@ def bind_sequence(statement: syntax.AnalysisStatement, binder: Binder, over: Tim
     any_order = binder.clause(syntax.InAnyOrder)
     if any_order is not None:
         _refuse_rules_of_order(steps, binder)
+    # All are bound before any is counted: the catalog then asks for the sizes at once.
+    events = [binder.event(step.event, step.label) for step in steps]
+    exclusions = _exclusions(len(steps), binder)
     sequence = Sequence(
         schema=binder.catalog.schema,
         steps=tuple(
             SequenceStep(
-                binder.event(step.event, step.label),
+                counted(event, binder.catalog),
                 within=None if step.within is None else window(step.within),
                 optional=step.optional,
             )
-            for step in steps
+            for step, event in zip(steps, events, strict=True)
         ),
         window=_DEFAULT_WINDOW if within is None else window(within.duration),
         entry=binder.time_range if over is None else over,
         alias="step" if over is None else "previous_step",
         any_order=any_order is not None,
-        exclusions=_exclusions(len(steps), binder),
+        exclusions=tuple(
+            replace(one, event=replace(one.event, event=counted(one.event.event, binder.catalog))) for one in exclusions
+        ),
         held=() if holding is None else tuple(_held(of) for of in holding.properties),
         unit="users" if counting is None else counting.unit,
         first_time=binder.clause(syntax.FirstTime) is not None,

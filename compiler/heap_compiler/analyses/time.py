@@ -151,8 +151,8 @@ def lower_time(plan: TimePlan) -> exp.Query:
     users = exp.Coalesce(this=column("users", "counted"), expressions=[number(0)])
     converted = column("converted", "measured")
     quantile_of = [
-        exp.Bracket(this=column("quantiles", "measured"), expressions=[number(index)], offset=0)
-        for index in range(len(_QUANTILES))
+        exp.Bracket(this=column("quantiles", "measured"), expressions=[number(index)], offset=1)
+        for index in range(1, len(_QUANTILES) + 1)
     ]
     query = select(
         [

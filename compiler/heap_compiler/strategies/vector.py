@@ -99,7 +99,7 @@ def kernel_totals(
 def kernel_column(name: str, step: int | None = None) -> exp.Expr:
     """A column of the rows of `kernel`; of one that has an element per step, that of the step."""
     value = exp.Dot(this=exp.paren(column("totals", "kernel")), expression=exp.to_identifier(name))
-    return value if step is None else exp.Bracket(this=value, expressions=[number(step - 1)], offset=0)
+    return value if step is None else exp.Bracket(this=value, expressions=[number(step)], offset=1)
 
 
 def _read(sequence: Sequence, index: int, values: dict[str, exp.Expr]) -> exp.Query:

@@ -17,8 +17,8 @@ from heap_compiler import (
     compile_segment,
     compile_statement,
 )
+from heap_compiler.catalog import Strategy
 from heap_compiler.complete import complete
-from heap_compiler.sequence import Strategy
 from heap_extension.server import apps, definitions, plans, segments
 from heap_extension.server.catalog import App, Database, DatabaseCatalog, rows
 from heap_extension.server.vocabulary import AppVocabulary, NoVocabulary

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache, cached_property
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from zoneinfo import ZoneInfo
 
 from heap_compiler import HeapError
-from heap_compiler.catalog import Segment
+from heap_compiler.catalog import STRATEGIES, Segment, Strategy
 from heap_compiler.errors import Span, nearest
 from heap_compiler.ranges import parse_time
-from heap_compiler.sequence import STRATEGIES, Strategy
 
 __all__ = ["App", "Database", "DatabaseCatalog", "Definition", "has_citus", "known_apps", "with_definition"]
 
@@ -155,6 +155,19 @@ def unknown_app(name: str, known: Iterable[str]) -> HeapError:
     )
 
 
+class _Entries(NamedTuple):
+    """How many entries an event's indexes had, and until when, in seconds of the monotonic clock, that is news."""
+
+    until: float
+    number: int | None
+
+
+_ASKED_AGAIN = 300.0
+_NEVER = _Entries(0.0, None)
+_matching_events: dict[tuple[str, str | None], _Entries] = {}
+"""Per app and index suffix."""
+
+
 class DatabaseCatalog:
     """`heap_compiler.Catalog` for one app, from the tables."""
 
@@ -217,24 +230,23 @@ class DatabaseCatalog:
         return self.segments
 
     def matching_events(self, name: str) -> int | None:
-        """Entries of the definition's indexes as PostgreSQL last counted them; unknown where it never did, and on the
-        coordinator of a cluster, whose own partitions are empty."""
-        (row,) = rows(
-            self.database,
-            "SELECT sum(greatest(c.reltuples, 0))::bigint AS entries,"
-            " bool_and(t.reltuples >= 0 OR pg_catalog.pg_relation_size(t.oid) = 0) AS counted,"
-            " (SELECT count(*) FROM pg_catalog.pg_extension WHERE extname = 'citus') AS citus"
-            " FROM pg_catalog.pg_inherits AS h"
-            " JOIN pg_catalog.pg_class AS t ON t.oid = h.inhrelid"
-            " JOIN pg_catalog.pg_index AS i ON i.indrelid = t.oid"
-            " JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid AND c.relname = t.relname || '_' || $2"
-            " WHERE h.inhparent = pg_catalog.to_regclass(pg_catalog.quote_ident($1) || '.events')",
-            app=self.app.name,
-            suffix=self.definitions[name].index_suffix,
-        )
-        if row["citus"] or row["entries"] is None or not row["counted"]:
-            return None
-        return int(row["entries"])
+        """Entries of the definition's indexes in all shards, as PostgreSQL last counted them; unknown where it never
+        did. All events looked up so far are asked for at once, and again after some minutes: the numbers only choose
+        between ways to the same answer."""
+        now = time.monotonic()
+        suffixes = {self.definitions[named].index_suffix for named in self.named | {name}} - {None}
+        missing = [suffix for suffix in suffixes if now >= _matching_events.get((self.app.name, suffix), _NEVER).until]
+        if missing:
+            found = rows(
+                self.database,
+                "SELECT index_suffix, entries FROM heap._matching_events($1, pg_catalog.string_to_array($2, ','))"
+                " WHERE entries IS NOT NULL",
+                app=self.app.name,
+                suffixes=",".join(sorted(map(str, missing))),
+            )
+            for row in found:
+                _matching_events[self.app.name, row["index_suffix"]] = _Entries(now + _ASKED_AGAIN, int(row["entries"]))
+        return _matching_events.get((self.app.name, self.definitions[name].index_suffix), _NEVER).number
 
     def regex_error(self, pattern: str) -> str | None:
         try:
