@@ -13,7 +13,7 @@ PROBE_COST = 15
 """Looking up one user costs about as much as reading this many events in index order: 5.5 us against 0.6 us measured
 (PostgreSQL 15, one month of partitions), and half again for indexes that are not in memory."""
 
-KERNEL_COST = 2_000
+KERNEL_COST = 500
 """Calling the kernel of one shard costs about as much as merging this many events in SQL."""
 
 
