@@ -18,6 +18,7 @@ from heap_compiler.sql import (
     function,
     named,
     number,
+    parts_of,
     select,
     subquery,
     text,
@@ -49,7 +50,7 @@ class Scan(NamedTuple):
 
 def scans_in(query: exp.Query) -> Iterator[Scan]:
     """Every scan that `scans` put into the query."""
-    return (part.meta["scan"] for part in query.find_all(exp.Select) if "scan" in part.meta)
+    return (part.meta["scan"] for part in parts_of(query, exp.Select) if "scan" in part.meta)
 
 
 def scans(

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 from sqlglot import exp
 
@@ -33,6 +33,7 @@ __all__ = [
     "number",
     "numbered_times",
     "numbers",
+    "parts_of",
     "select",
     "shards_table",
     "share",
@@ -46,6 +47,8 @@ __all__ = [
     "users_table",
     "with_ctes",
 ]
+
+_Part = TypeVar("_Part", bound=exp.Expr)
 
 FALSE = exp.Boolean(this=False)
 
@@ -286,6 +289,23 @@ def union_all(queries: Sequence[exp.Query]) -> exp.Query:
     for part in parts[1:]:
         union = exp.Union(this=union, expression=part, distinct=False)
     return union
+
+
+def parts_of(expression: exp.Expr, kind: type[_Part]) -> Iterator[_Part]:
+    """Every part of the kind, the expression itself included, in the order of the text. Several times as fast as
+    sqlglot's own search, which was a quarter of all compile time."""
+    waiting: list[exp.Expr] = [expression]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, kind):
+            yield part
+        below: list[exp.Expr] = []
+        for value in part.args.values():
+            if isinstance(value, exp.Expr):
+                below.append(value)
+            elif isinstance(value, list):
+                below += [each for each in value if isinstance(each, exp.Expr)]
+        waiting += reversed(below)
 
 
 def generate(expression: exp.Expr) -> str:

@@ -19,7 +19,19 @@ from heap_compiler.bound import GroupKey
 from heap_compiler.groups import group_columns, user_values
 from heap_compiler.scan import EVENT_ORDER, Scan, scans_in
 from heap_compiler.sequence import Sequence, SequenceStep
-from heap_compiler.sql import cast, column, function, named, number, select, shards_table, subquery, text, union_all
+from heap_compiler.sql import (
+    cast,
+    column,
+    function,
+    named,
+    number,
+    parts_of,
+    select,
+    shards_table,
+    subquery,
+    text,
+    union_all,
+)
 from heap_compiler.strategies.reading import step_events
 
 __all__ = ["KernelCall", "kernel_calls", "kernel_column", "kernel_totals"]
@@ -42,7 +54,7 @@ class KernelCall:
 
 def kernel_calls(query: exp.Query) -> list[KernelCall]:
     """Every call of a kernel in the query."""
-    return [part.meta["kernel"] for part in query.find_all(exp.Select) if "kernel" in part.meta]
+    return [part.meta["kernel"] for part in parts_of(query, exp.Select) if "kernel" in part.meta]
 
 
 def kernel_totals(
@@ -141,7 +153,7 @@ class _Reads:
     def add(self, query: exp.Query) -> list[str]:
         """The query's parts; those at odd positions are names of tables."""
         self.scans += scans_in(query)
-        for table in list(query.find_all(exp.Table)):
+        for table in list(parts_of(query, exp.Table)):
             if table.db == self._schema:
                 if not table.alias:
                     table.set("alias", exp.TableAlias(this=exp.to_identifier(table.name)))
