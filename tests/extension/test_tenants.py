@@ -475,12 +475,12 @@ def test_a_kernel_reads_what_its_caller_may_and_changes_nothing(tenants: str) ->
         )
         return f"SELECT * FROM heap._funnel_kernel('acme.users'::regclass, '{asked}')"
 
-    own = "SELECT user_id, now() AS time FROM acme.users LIMIT 1"
+    own = "SELECT user_id, now() AS time, 1::bigint AS event_id FROM acme.users LIMIT 1"
     with _connect(tenants, "ada") as ada:
         assert len(ada.execute(call(own).encode()).fetchall()) == 1
         _refused(ada, call(own.replace("acme", "bolt")))
         for attempt in (
-            "DELETE FROM acme.users RETURNING user_id, now() AS time",
+            "DELETE FROM acme.users RETURNING user_id, now() AS time, 1::bigint AS event_id",
             f"{own}) AS x; UPDATE acme.users SET identity = NULL; SELECT 1 FROM (SELECT 1",
             "WITH gone AS (DELETE FROM acme.users RETURNING *) SELECT user_id, now() AS time FROM gone",
         ):
