@@ -17,13 +17,15 @@ WHERE p.pronamespace = 'heap'::regnamespace
             NOT p.prosecdef
             AND (l.lanpltrusted OR p.prokind = 'a')
             AND p.proname NOT IN (
-                'create_app', 'drop_app', 'grant_analyst', 'grant_roles', 'make_roles', 'make_shards', '_make_role', '_drop_roles', '_grant_functions'
+                'create_app', 'drop_app', 'grant_analyst', 'grant_roles', 'make_roles', 'make_shards', '_make_role', '_drop_roles',
+                '_grant_functions'
             )
         )
     )
 $$;
 COMMENT ON FUNCTION heap._tenant_functions() IS
-'What the roles of apps may call: all that runs with the caller''s own rights and is not for operators; the compiler; kernels, which read as the caller; commands, which check the caller';
+'What the roles of apps may call: all that runs with the caller''s own rights and is not for operators; the compiler; kernels, which read
+as the caller; commands, which check the caller';
 
 CREATE OR REPLACE FUNCTION heap._grant_functions(tenant name)
 RETURNS void
