@@ -23,6 +23,9 @@ PROBE_COST = 15
 _MAX_PROBED = 20_000
 """More users than this are not looked up one by one: their ids would make too long a condition."""
 
+_SHARE_OF_UNKNOWN = 8
+"""A step of which nobody knows the size is taken for this part of all events."""
+
 _USER, _TIME, _ID = (
     "pg_catalog.int8send(user_id)", "pg_catalog.timestamptz_send(time)", "pg_catalog.int8send(event_id)"
 )  # fmt: skip
@@ -149,7 +152,8 @@ class _Funnel:
 
     def _slices(self) -> list[str]:
         """Conditions on user_id, such that about `slice` rows of each step fulfil each of them."""
-        sizes = [step["size"] or 0 for step in self._asked["steps"]]
+        unknown = self._shard.events() // _SHARE_OF_UNKNOWN
+        sizes = [unknown if step["size"] is None else step["size"] for step in self._asked["steps"]]
         count = -(-max(sizes) // self._asked["slice"])
         if count < 2:
             return ["true"]

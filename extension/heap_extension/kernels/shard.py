@@ -78,6 +78,15 @@ class Shard:
             raise LookupError(f"no shard of {table} beside {own['name']}")
         return f"_{found[0]['shard']}"
 
+    def events(self) -> int:
+        """About how many events the shard has, as its statistics say."""
+        table = self._database.quote_literal(self._table("events"))
+        (row,) = self._database.execute(
+            "SELECT coalesce(sum(pg_catalog.pg_stat_get_live_tuples(inhrelid)), 0)::pg_catalog.int8 AS events"
+            f" FROM pg_catalog.pg_inherits WHERE inhparent = pg_catalog.to_regclass({table})"
+        )
+        return int(row["events"])
+
     def read(
         self, query: Query, numbers: Sequence[str], texts: Sequence[str] = (), where: str = "true"
     ) -> tuple[list[Int64], list[list[bytes]]]:
