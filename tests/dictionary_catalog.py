@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
-from heap_compiler.catalog import Segment, Strategy
+from heap_compiler.catalog import MergingUsers, Segment, Strategy
 
 
 class DictionaryCatalog:
@@ -15,6 +15,7 @@ class DictionaryCatalog:
     now = datetime(2026, 6, 17, 12, tzinfo=UTC)
     shards = 0
     strategy: Strategy = "auto"
+    merging: MergingUsers | None = None
 
     def __init__(self, definitions: dict[str, str] | None = None, sizes: dict[str, int] | None = None) -> None:
         self.definitions = definitions if definitions is not None else {

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from sqlglot import exp
 
-from heap_compiler.sql import parts_of
+from heap_compiler.sql import walk
 
 __all__ = ["verify_pushdown"]
 
@@ -21,7 +21,7 @@ def verify_pushdown(query: exp.Query) -> exp.Query:
     Raises:
         AssertionError: naming the part that keeps the query from being pushed down.
     """
-    nodes = list(parts_of(query, exp.Expr))
+    nodes = walk(query)
     ctes = {node.alias: node.this for node in nodes if isinstance(node, exp.CTE)}
     for node in nodes:
         if isinstance(node, exp.Window):

@@ -25,12 +25,12 @@ from heap_compiler.sql import (
     function,
     named,
     number,
-    parts_of,
     select,
     shards_table,
     subquery,
     text,
     union_all,
+    walk,
 )
 from heap_compiler.strategies.reading import step_events
 
@@ -54,7 +54,7 @@ class KernelCall:
 
 def kernel_calls(query: exp.Query) -> list[KernelCall]:
     """Every call of a kernel in the query."""
-    return [part.meta["kernel"] for part in parts_of(query, exp.Select) if "kernel" in part.meta]
+    return [part.meta["kernel"] for part in walk(query) if type(part) is exp.Select and "kernel" in part.meta]
 
 
 def kernel_totals(
@@ -153,8 +153,8 @@ class _Reads:
     def add(self, query: exp.Query) -> list[str]:
         """The query's parts; those at odd positions are names of tables."""
         self.scans += scans_in(query)
-        for table in list(parts_of(query, exp.Table)):
-            if table.db == self._schema:
+        for table in walk(query):
+            if isinstance(table, exp.Table) and table.db == self._schema:
                 if not table.alias:
                     table.set("alias", exp.TableAlias(this=exp.to_identifier(table.name)))
                 table.set("this", exp.to_identifier(f"{_MARK}{table.name}{_MARK}", quoted=True))

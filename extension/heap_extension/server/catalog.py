@@ -12,11 +12,20 @@ from typing import Any, NamedTuple, Protocol
 from zoneinfo import ZoneInfo
 
 from heap_compiler import HeapError
-from heap_compiler.catalog import STRATEGIES, Segment, Strategy
+from heap_compiler.catalog import STRATEGIES, MergingUsers, Segment, Strategy
 from heap_compiler.errors import Span, nearest
 from heap_compiler.ranges import parse_time
 
-__all__ = ["App", "Database", "DatabaseCatalog", "Definition", "has_citus", "known_apps", "with_definition"]
+__all__ = [
+    "App",
+    "Database",
+    "DatabaseCatalog",
+    "Definition",
+    "has_citus",
+    "is_distributed",
+    "known_apps",
+    "with_definition",
+]
 
 
 class Database(Protocol):
@@ -140,6 +149,18 @@ def has_citus(database: Database) -> bool:
     return bool(row["found"])
 
 
+def is_distributed(database: Database, app: str) -> bool:
+    """Whether the app's tables are spread over shards: not if it is older than Citus in this database."""
+    return has_citus(database) and bool(
+        rows(
+            database,
+            "SELECT FROM pg_catalog.pg_dist_partition WHERE logicalrelid ="
+            " pg_catalog.to_regclass(pg_catalog.quote_ident($1) || '.events')",
+            app=app,
+        )
+    )
+
+
 def known_apps(database: Database) -> list[str]:
     """The names of the apps the role may use."""
     return [row["name"] for row in rows(database, "SELECT name FROM heap.app")]
@@ -178,7 +199,6 @@ class DatabaseCatalog:
         self.time_zone = app.time_zone
         self.now = app.now
         self.strategy = app.strategy
-        self.shards = app.shards
         self.named: set[str] = set()
         """The events that were looked up."""
 
@@ -221,6 +241,25 @@ class DatabaseCatalog:
             )
             for row in found
         }
+
+    @cached_property
+    def merging(self) -> MergingUsers | None:
+        """The batch of users that `heap maintain` is merging, if there is one."""
+        found = rows(
+            self.database,
+            "SELECT user_id, merged_into, batch, is_moved FROM heap.user_merge WHERE app = $1 AND batch IS NOT NULL",
+            app=self.app.name,
+        )
+        if not found:
+            return None
+        merged = tuple(int(row["user_id"]) for row in found)
+        into = {int(row["merged_into"]) for row in found}
+        return MergingUsers(int(found[0]["batch"]), merged, tuple(sorted(into)), bool(found[0]["is_moved"]))
+
+    @property
+    def shards(self) -> int:
+        """On how many shards kernels can run. They read what is stored, so on none while users are being merged."""
+        return self.app.shards if self.merging is None else 0
 
     def segment(self, name: str) -> Segment | None:
         found = self.segments.get(name)
