@@ -57,9 +57,22 @@ def test_an_app_of_an_earlier_version_gets_its_shards(operator: psycopg.Connecti
 
 def test_sql_serves_while_a_shard_may_be_without_its_row(operator: psycopg.Connection[Any]) -> None:
     """As after a split: one more shard than rows."""
-    operator.execute(f"DELETE FROM {_APP}.shards WHERE user_id = (SELECT max(user_id) FROM {_APP}.shards)")
+    operator.execute(f"DELETE FROM {_APP}.shards WHERE place = (SELECT max(place) FROM {_APP}.shards)")
     operator.execute("UPDATE heap.app SET shards = shards - 1 WHERE name = %s", (_APP,))
     assert not _uses_kernels(operator)
     operator.execute("SELECT heap.make_shards(%s)", (_APP,))
     assert set(_rows_per_shard(operator)) == {1}
     assert _uses_kernels(operator)
+
+
+def test_erasing_a_user_takes_no_row_of_a_shard(operator: psycopg.Connection[Any]) -> None:
+    for (place,) in operator.execute(f"SELECT place FROM {_APP}.shards").fetchall():
+        operator.execute("SELECT heap.delete_user(%s)", (place,))
+    assert set(_rows_per_shard(operator)) == {1}
+
+
+def test_sql_serves_while_users_are_being_merged(operator: psycopg.Connection[Any]) -> None:
+    """Their events are there twice then, and kernels read what is stored."""
+    with operator.transaction(force_rollback=True):
+        operator.execute("INSERT INTO heap.user_merge (app, user_id, merged_into, batch) VALUES (%s, 1, 2, 1)", (_APP,))
+        assert not _uses_kernels(operator)

@@ -110,18 +110,19 @@ BEGIN
     FOR asked, made IN SELECT a.name, a.shards FROM heap.app AS a WHERE app IS NULL OR a.name = app ORDER BY 1 LOOP
         shards := format('%I.shards', asked);
         IF to_regclass(shards) IS NULL THEN
-            EXECUTE format('CREATE TABLE %s (user_id bigint PRIMARY KEY)', shards);
+            EXECUTE format('CREATE TABLE %s (place bigint PRIMARY KEY)', shards);
             EXECUTE format('COMMENT ON TABLE %s IS %L', shards, 'One row in every shard: kernels run once for each');
             IF to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL THEN
                 EXECUTE format(
-                    'SELECT create_distributed_table(%L, ''user_id'', colocate_with => %L) FROM pg_dist_partition WHERE logicalrelid = %L::regclass',
+                    'SELECT create_distributed_table(%L, ''place'', colocate_with => %L) FROM pg_dist_partition WHERE logicalrelid = %L::regclass',
                     shards, format('%I.users', asked), format('%I.users', asked)
                 );
             END IF;
         END IF;
         wanted := heap._shard_count(asked);
         CONTINUE WHEN made = wanted;
-        -- User ids whose hashes are in the shards' ranges: the smallest one of each.
+        -- Numbers whose hashes are in the shards' ranges: the smallest one of each. They are nobody's id: the column is
+        -- not called user_id, so that no user's rows are looked for here.
         ids := ARRAY[1];
         highest := 16 * wanted;
         WHILE cardinality(ids) < wanted LOOP
