@@ -57,8 +57,8 @@ class _Exception(NamedTuple):
     kind: str
 
     def matches(self, statement: str) -> bool:
-        words = [re.escape(word) for word in self.words]
-        return statement.startswith(self.analysis) and bool(re.search(rf"\b({'|'.join(words)})", statement))
+        words = "|".join(rf"\b{word}" if word[0].isalpha() else re.escape(word) for word in self.words)
+        return statement.startswith(self.analysis) and bool(re.search(words, statement))
 
 
 def _documented() -> list[_Exception]:
@@ -113,12 +113,12 @@ def _plan(connection: psycopg.Connection[Any], statement: str, *options: str) ->
     return plan
 
 
-def _on_shards(plan: Any) -> list[dict[str, Any]]:
+def on_shards(plan: Any) -> list[dict[str, Any]]:
     """The distributed queries of a plan, those of several tasks."""
     return [node for node in plan_nodes(plan) if node.get("Task Count", 0) > 1]
 
 
-def _top(task: dict[str, Any]) -> dict[str, Any]:
+def top_of(task: dict[str, Any]) -> dict[str, Any]:
     """The node of a task's plan that makes its rows; what orders or cuts them is left out."""
     node: dict[str, Any] = next(plan_nodes(task["Remote Plan"]))["Plan"]
     while node["Node Type"] in {"Limit", "Sort", "Incremental Sort", "Result", "Subquery Scan"} and "Plans" in node:
@@ -128,11 +128,11 @@ def _top(task: dict[str, Any]) -> dict[str, Any]:
 
 def _shown(plan: Any) -> Iterator[str]:
     """The kinds of exception that a plan shows."""
-    queries = _on_shards(plan)
+    queries = on_shards(plan)
     if len(queries) != 1:
         yield "several queries"
     for task in (task for query in queries for task in query["Tasks"]):
-        if _top(task)["Node Type"] not in {"Aggregate", "Group"}:
+        if top_of(task)["Node Type"] not in {"Aggregate", "Group"}:
             yield "no aggregate"
         if any(node.get("Function Name") == "read_intermediate_result" for node in plan_nodes(task)):
             yield "reads totals"
@@ -177,7 +177,7 @@ def test_every_analysis_is_one_distributed_query_of_aggregates(growing: psycopg.
 
 def test_what_shards_send_does_not_grow_with_the_users(growing: psycopg.Connection[Any]) -> None:
     """Each user gets three copies on the same shard: same days, same properties, other times and amounts. So rows of
-    groups and days must stay exactly as many, and as long."""
+    groups and days must stay exactly as many, and about as long: numbers get digits."""
     few = {statement: _traffic(growing, statement) for statement in _STATEMENTS}
     _copy_users(growing)
     grown = {statement: _traffic(growing, statement) for statement in _STATEMENTS}
@@ -187,13 +187,13 @@ def test_what_shards_send_does_not_grow_with_the_users(growing: psycopg.Connecti
     shown |= {
         (statement, "value per user")
         for statement in _STATEMENTS
-        if few[statement].rows == grown[statement].rows and grown[statement].sent > 1.02 * few[statement].sent
+        if few[statement].rows == grown[statement].rows and grown[statement].sent > 1.25 * few[statement].sent
     }
     _assert_as_documented(shown, {"row per user", "value per user"})
 
 
 def _traffic(connection: psycopg.Connection[Any], statement: str) -> _Traffic:
-    tasks = [task for query in _on_shards(_plan(connection, statement, "ANALYZE")) for task in query["Tasks"]]
+    tasks = [task for query in on_shards(_plan(connection, statement, "ANALYZE")) for task in query["Tasks"]]
     rows = sorted(next(plan_nodes(task["Remote Plan"]))["Plan"]["Actual Rows"] for task in tasks)
     return _Traffic(rows, sum(int(task["Tuple data received from node"].split()[0]) for task in tasks))
 

@@ -140,7 +140,7 @@ class _Verification:
             _equates(condition, sources, outer.sources if outer else {}) for condition in _conditions(select)
         )
         group = select.args.get("group")
-        if group and any(group.args.get(name) for name in ("grouping_sets", "cube", "rollup")):
+        if group and group.find(exp.GroupingSets, exp.Cube, exp.Rollup):
             _refuse("grouping sets", group)
         keys = list(_keys(select, group)) if group else []
         of_each_user = any(_is_user_id(key, sources) for key in keys)
