@@ -226,3 +226,9 @@ def _copy_users(connection: psycopg.Connection[Any]) -> None:
 
     Loader(connection, "growing").load(copy(event, number) for number in _COPIES for event in events)
     connection.execute(_GIVE_PLANS)
+
+
+def problems(connection: psycopg.Connection[Any], statement: str) -> Iterator[str]:
+    """The kinds of exception that a statement's plan shows and the table does not know."""
+    known = {exception.kind for exception in _documented() if exception.matches(statement)}
+    return (kind for kind in _shown(_plan(connection, statement)) if kind not in known)
