@@ -118,17 +118,24 @@ def citus_cluster(installed: None) -> Iterator[Cluster]:
     yield from _cluster("citus")
 
 
+def _distribute(dsn: str) -> None:
+    """Citus with its shards on the one node, unless it is there: processes that take files in turn come back."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        if connection.execute("SELECT 1 FROM pg_extension WHERE extname = 'citus'").fetchone():
+            return
+        connection.execute("CREATE EXTENSION citus")
+        connection.execute("ALTER DATABASE heap SET citus.shard_count = 4")
+        connection.execute("SELECT citus_set_coordinator_host('127.0.0.1', %s)", (connection.info.port,))
+        connection.execute("SELECT citus_set_node_property('127.0.0.1', %s, 'shouldhaveshards', true)",
+                           (connection.info.port,))  # fmt: skip
+
+
 @pytest.fixture(scope="session", params=["postgres", "citus"])
 def dsn(request: pytest.FixtureRequest) -> str:
     """A database with the extension: once on plain PostgreSQL, once on Citus."""
     cluster: Cluster = request.getfixturevalue(f"{request.param}_cluster")
     if request.param == "citus":
-        with psycopg.connect(cluster.dsn, autocommit=True) as connection:
-            connection.execute("CREATE EXTENSION citus")
-            connection.execute("ALTER DATABASE heap SET citus.shard_count = 4")
-            connection.execute("SELECT citus_set_coordinator_host('127.0.0.1', %s)", (connection.info.port,))
-            connection.execute("SELECT citus_set_node_property('127.0.0.1', %s, 'shouldhaveshards', true)",
-                               (connection.info.port,))  # fmt: skip
+        _distribute(cluster.dsn)
     create_extension(cluster.dsn)
     return cluster.dsn
 
