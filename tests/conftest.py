@@ -13,6 +13,8 @@ from heap_extension.cluster import Cluster
 from heap_extension.install import install
 from heap_extension.nodes import create_extension
 from heap_extension.postgres import find_postgres
+from heap_ingest.broker import Broker, BrokerError, find_kafka
+from heap_ingest.topics import create_topics
 from tests.semantics_app import ensure_app, settle
 from tests.servers import require_citus, server_folder
 
@@ -29,7 +31,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_report_header() -> list[str]:
     postgres = find_postgres()
     citus = "found" if postgres.has_extension("citus") else "not found: its tests are skipped"
-    return [f"PostgreSQL {postgres.version} in {postgres.bin}", f"Citus: {citus}"]
+    try:
+        kafka = f"found in {find_kafka()}"
+    except BrokerError as error:
+        kafka = f"not found, its tests are skipped: {error}"
+    return [f"PostgreSQL {postgres.version} in {postgres.bin}", f"Citus: {citus}", f"Kafka: {kafka}"]
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +82,23 @@ def dsn(request: pytest.FixtureRequest) -> str:
                                (connection.info.port,))  # fmt: skip
     create_extension(cluster.dsn)
     return cluster.dsn
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[Broker]:
+    """A Kafka with the topics. Tests make their own topics where they need an empty log, and leave the broker running."""
+    try:
+        kafka = find_kafka()
+    except BrokerError as error:
+        pytest.skip(str(error))
+    with server_folder() as folder:
+        broker = Broker(kafka, folder / "kafka")
+        try:
+            broker.up()
+            create_topics(broker.bootstrap_servers)
+            yield broker
+        finally:
+            broker.kill()
 
 
 @pytest.fixture
