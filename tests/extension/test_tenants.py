@@ -31,6 +31,7 @@ _OPERATORS_ONLY = {
     "_make_role": "makes roles",
     "_drop_roles": "drops roles",
     "_grant_functions": "grants",
+    "_add_property_times": "alters tables",
 }
 
 

@@ -14,7 +14,8 @@ WHERE p.pronamespace = 'heap'::regnamespace
             NOT p.prosecdef
             AND (l.lanpltrusted OR p.prokind = 'a')
             AND p.proname NOT IN (
-                'create_app', 'drop_app', 'grant_analyst', 'grant_roles', 'make_roles', '_make_role', '_drop_roles', '_grant_functions'
+                'create_app', 'drop_app', 'grant_analyst', 'grant_roles', 'make_roles', '_make_role', '_drop_roles', '_grant_functions',
+                '_add_property_times'
             )
         )
     )
