@@ -33,25 +33,3 @@ SELECT coalesce(times, '{}') || coalesce(jsonb_object_agg(n.key, n.value) FILTER
 FROM jsonb_each(new_times) AS n
 $$;
 COMMENT ON FUNCTION heap._latest_times(jsonb, jsonb) IS 'When each of a user''s properties was set, after others were';
-
-CREATE OR REPLACE FUNCTION heap._add_property_times()
-RETURNS void
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    asked text;
-BEGIN
-    FOR asked IN
-        SELECT a.name FROM heap.app AS a
-        INNER JOIN pg_class AS c ON c.relnamespace = to_regnamespace(quote_ident(a.name)) AND c.relname = 'users'
-        WHERE NOT EXISTS (
-            SELECT FROM pg_attribute AS t WHERE t.attrelid = c.oid AND t.attname = 'property_times' AND NOT t.attisdropped
-        )
-    LOOP
-        EXECUTE format('ALTER TABLE %I.users ADD COLUMN property_times jsonb', asked);
-    END LOOP;
-END
-$$;
-COMMENT ON FUNCTION heap._add_property_times() IS
-'Gives the tables of apps made before version 0.4.0 their column for the times of properties; for heap install --dsn';
