@@ -15,7 +15,8 @@ import msgspec
 import psycopg
 from psycopg import sql
 
-from heap_extension.load import LOADED_COLUMNS, hash_bigint
+from heap_extension.load import LOADED_COLUMNS
+from heap_extension.user_ids import hash_bigint
 from heap_ingest.dead_letters import Record, Rejected
 from heap_ingest.enrich import Enrichment
 from heap_ingest.messages import EventMessage, IdentifyMessage, Message, UserMessage, decode
