@@ -195,6 +195,7 @@ class Sink:
     def _connect(self, consumer: Consumer) -> None:
         cluster = consumer.list_topics(self._topic, timeout=10).cluster_id
         self._connection = psycopg.connect(self._dsn, autocommit=True, application_name=APPLICATION, connect_timeout=10)
+        _finish_prepared(self._connection)
         if self._burial is None:
             self._burial = Burial(self._bootstrap_servers, self._dead_letters)
         self._store = Store(self._connection, (cluster, self._topic), self._burial.bury)
@@ -236,3 +237,10 @@ class Sink:
             _, high = consumer.get_watermark_offsets(place, cached=True)
             metrics.lag.labels(str(partition)).set(max(high - after, 0))
         consumer.commit(offsets=places, asynchronous=True)  # for Kafka's own tools: we go by the database
+
+
+def _finish_prepared(connection: psycopg.Connection[Any]) -> None:
+    """With Citus: ends the transactions that a node's end left prepared, whose rows would be waited for. Citus does so
+    itself, once a minute."""
+    if connection.execute("SELECT 1 FROM pg_extension WHERE extname = 'citus'").fetchone():
+        connection.execute("SELECT recover_prepared_transactions()")
