@@ -30,16 +30,17 @@ from heap_ingest.capture.metrics import Metrics
 from heap_ingest.capture.openapi import openapi_document
 from heap_ingest.capture.parse import (
     COLUMNS,
+    Body,
     Origin,
     Parsed,
     RefusedError,
     Rejection,
     clock_correction,
+    parse_body,
     parse_items,
-    parse_json,
 )
 from heap_ingest.capture.rate import Bucket
-from heap_ingest.messages import EventMessage, IdentifyMessage, Message, UserMessage
+from heap_ingest.messages import EventMessage, IdentifyMessage, UserMessage
 from heap_ingest.write_keys import WriteKey, WriteKeys
 
 __all__ = ["CaptureApp"]
@@ -126,12 +127,12 @@ class CaptureApp:
         self._buckets: dict[str, Bucket] = {}
         self._measuring: asyncio.Task[None] | None = None
         self._openapi = msgspec.json.format(msgspec.json.encode(openapi_document(limits)), indent=2)
-        events = partial(self._take, self._read_batch)
+        events, users = partial(parse_items, EventMessage), partial(parse_items, UserMessage)
         self._routes: dict[str, dict[str, Callable[[_Request, Receive], Awaitable[_Answer]]]] = {
-            "/capture": {"POST": events},
-            "/track": {"POST": partial(self._take, self._read_event)},
-            "/identify": {"POST": partial(self._take, self._read_identify)},
-            "/users": {"POST": partial(self._take, self._read_users)},
+            "/capture": {"POST": partial(self._take, events, "events")},
+            "/track": {"POST": partial(self._take, events, None)},
+            "/identify": {"POST": partial(self._take, _parse_identify, None)},
+            "/users": {"POST": partial(self._take, users, "users")},
             "/pixel.gif": {"GET": self._pixel},
             "/healthz": {"GET": self._health},
             "/metrics": {"GET": self._show_metrics},
@@ -228,7 +229,8 @@ class CaptureApp:
 
     async def _take(
         self,
-        read: Callable[[Any, Origin, bool], Parsed],
+        read: Callable[[Body, Origin, Limits], Parsed],
+        listed: str | None,
         request: _Request,
         receive: Receive,
     ) -> _Answer:
@@ -242,20 +244,16 @@ class CaptureApp:
             body = await read_body(receive, request.headers, self.limits, held)
             self.metrics.bytes.inc(len(body))
             started = time.monotonic()
-            content = parse_json(body)
-            if isinstance(content, list):
-                content = {"events": content}
-            if not isinstance(content, dict):
-                raise RefusedError("an object is expected")
-            envelope = {name: content.pop(name, None) for name in _ENVELOPE}
+            content = parse_body(body, listed)
             if key is None:
-                inside = envelope["write_key"]
-                if type(inside) is not str:
+                if type(content.write_key) is not str:
                     raise _unauthorized("a write key is expected: as header, in the query or in the body")
-                key = await self._key(inside)
-            sent_at = request.query.get("sent_at", envelope["sent_at"])
-            origin = self._origin(request, key, sent_at, envelope["clock_offset"])
-            parsed = read(content, origin, rb"\u0000" in body)
+                key = await self._key(content.write_key)
+            count = len(content.items)
+            if count > self.limits.events:
+                raise _RefusedRequestError(413, f"{count:,} items; at most {self.limits.events:,} are taken at once")
+            origin = self._origin(request, key, request.query.get("sent_at", content.sent_at), content.clock_offset)
+            parsed = read(content, origin, self.limits)
         return await self._deliver(request, key, origin, parsed, started)
 
     def _origin(self, request: _Request, key: WriteKey, sent_at: Any, clock_offset: Any) -> Origin:
@@ -288,37 +286,6 @@ class CaptureApp:
             metrics.acknowledged.observe(time.monotonic() - started)
         return _Answer(200, _result(len(parsed.records), parsed.rejected, origin))
 
-    def _read_batch(self, content: dict[str, Any], origin: Origin, has_nul: bool) -> Parsed:
-        return self._read_list(EventMessage, "events", content, origin, has_nul)
-
-    def _read_list(
-        self, kind: type[Message], name: str, content: dict[str, Any], origin: Origin, has_nul: bool
-    ) -> Parsed:
-        """The items of a list; what stands beside it holds for each of them."""
-        items = content.pop(name, None)
-        if type(items) is not list:
-            raise RefusedError(f"{name}: an array of objects is expected")
-        if len(items) > self.limits.events:
-            raise _RefusedRequestError(413, f"{name}: {len(items):,}; at most {self.limits.events:,} are taken at once")
-        return parse_items(kind, items, content, origin, self.limits, has_nul=has_nul)
-
-    def _read_event(self, content: dict[str, Any], origin: Origin, has_nul: bool) -> Parsed:
-        return parse_items(EventMessage, [content], {}, origin, self.limits, has_nul=has_nul)
-
-    def _read_identify(self, content: dict[str, Any], origin: Origin, has_nul: bool) -> Parsed:
-        """Who a user is, and, where properties come with it, what is known of them: both or neither."""
-        parsed = parse_items(IdentifyMessage, [dict(content)], {}, origin, self.limits, has_nul=has_nul)
-        if content.get("properties") is None or parsed.rejected:
-            return parsed
-        known = parse_items(UserMessage, [content], {}, origin, self.limits, has_nul=has_nul)
-        records = [] if known.rejected else parsed.records + known.records
-        return Parsed(records, known.rejected, parsed.redacted + known.redacted)
-
-    def _read_users(self, content: dict[str, Any], origin: Origin, has_nul: bool) -> Parsed:
-        if "users" in content:
-            return self._read_list(UserMessage, "users", content, origin, has_nul)
-        return parse_items(UserMessage, [content], {}, origin, self.limits, has_nul=has_nul)
-
     async def _pixel(self, request: _Request, _receive: Receive) -> _Answer:
         """An event in the query of an image: what is neither id nor column and looks like a number is one."""
         given = _given_key(request)
@@ -337,7 +304,7 @@ class CaptureApp:
             clock_offset = _number(clock_offset)
         origin = self._origin(request, key, request.query.get("sent_at"), clock_offset)
         has_nul = any("\x00" in text for text in request.query.values())
-        parsed = parse_items(EventMessage, [item], {}, origin, self.limits, has_nul=has_nul)
+        parsed = parse_items(EventMessage, Body([item], has_nul=has_nul), origin, self.limits)
         answer = await self._deliver(request, key, origin, parsed, started)
         if answer.status != 200:
             return answer
@@ -381,6 +348,16 @@ class CaptureApp:
         while True:
             self._set_gauges()
             await asyncio.sleep(1)
+
+
+def _parse_identify(body: Body, origin: Origin, limits: Limits) -> Parsed:
+    """Who a user is, and, where properties come with it, what is known of them: both or neither."""
+    (item,) = body.items
+    parsed = parse_items(IdentifyMessage, body, origin, limits)
+    if parsed.rejected or item.get("properties") is None:
+        return parsed
+    known = parse_items(UserMessage, body, origin, limits)
+    return Parsed([] if known.rejected else parsed.records + known.records, known.rejected, known.redacted)
 
 
 def _given_key(request: _Request) -> str | None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -21,14 +21,26 @@ import msgspec
 from heap_compiler.schema import EVENT_COLUMNS
 from heap_extension.values import RefusedValueError, id_number, stored_json, stored_text, time_instant, user_number
 from heap_ingest.capture.limits import Limits
-from heap_ingest.capture.redact import is_card, is_of_page, is_secret, is_typed, redact_columns
+from heap_ingest.capture.redact import is_card, is_dropped, is_of_page, redact_event
 from heap_ingest.messages import EventMessage, IdentifyMessage, Message, UserMessage, encode, message_key
 
-__all__ = ["COLUMNS", "Origin", "Parsed", "RefusedError", "Rejection", "clock_correction", "parse_items", "parse_json"]
+__all__ = [
+    "COLUMNS",
+    "Body",
+    "Origin",
+    "Parsed",
+    "RefusedError",
+    "Rejection",
+    "clock_correction",
+    "parse_body",
+    "parse_items",
+    "parse_json",
+]
 
 COLUMNS = frozenset(EVENT_COLUMNS) - {"user_id", "time", "event_id", "session_id", "type"}
 """Fields of an event that are columns of its table; a field that is none is kept in its properties."""
 
+_ENVELOPE = ("write_key", "sent_at", "clock_offset")
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 _RANK_SHIFT = 43
 
@@ -100,6 +112,87 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number in JSON")
 
 
+class _Named(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
+    """What an event has beside the columns of its table."""
+
+    type: str | None = None
+    user_id: int | str | None = None
+    anonymous_id: int | str | None = None
+    time: int | float | str | None = None
+    event_id: int | str | None = None
+    session_id: int | str | None = None
+    properties: dict[str, Any] | None = None
+
+
+_NAMED = frozenset(_Named.__struct_fields__)
+
+_Event: Any = msgspec.defstruct(
+    "_Event",
+    [(name, str | None, None) for name in EVENT_COLUMNS if name in COLUMNS],
+    bases=(_Named,),
+    omit_defaults=True,
+    forbid_unknown_fields=True,
+)
+"""An event as most clients send it: read from JSON without a detour, and, once what it has beside columns is taken out
+of it, written as the columns of a message."""
+
+_Batch: Any = msgspec.defstruct(
+    "_Batch",
+    [("events", list[_Event]), *((name, Any, None) for name in _ENVELOPE)],
+    forbid_unknown_fields=True,
+)
+_batch_decoder = msgspec.json.Decoder(_Batch)
+
+
+@dataclass(slots=True)
+class Body:
+    """What a body says.
+
+    Attributes:
+        items: the events, users or identifies, each an object as decoded or an event that was read already.
+        shared: fields of every item that does not have them itself.
+        write_key, sent_at, clock_offset: as in the body.
+        has_nul: it spells a NUL character somewhere, which PostgreSQL cannot store.
+    """
+
+    items: Sequence[Any]
+    shared: dict[str, Any] = field(default_factory=dict)
+    write_key: Any = None
+    sent_at: Any = None
+    clock_offset: Any = None
+    has_nul: bool = False
+
+
+def parse_body(body: bytes, listed: str | None) -> Body:
+    """Reads a body's JSON.
+
+    Args:
+        listed: name of the array whose items are the body's; without such a name, or such an array where there may be
+            one item only, the body is the one item.
+
+    Raises:
+        RefusedError: it is no JSON, or not of this form.
+    """
+    has_nul = rb"\u0000" in body
+    if listed == "events" and not has_nul:
+        with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # what is wrong is found out below
+            batch = _batch_decoder.decode(body)
+            return Body(batch.events, {}, batch.write_key, batch.sent_at, batch.clock_offset)
+    content = parse_json(body)
+    if type(content) is list and listed is not None:
+        return Body(content, has_nul=has_nul)
+    if type(content) is not dict:
+        raise RefusedError("an object is expected")
+    envelope = {name: content.pop(name, None) for name in _ENVELOPE}
+    items: Any = [content]
+    shared: dict[str, Any] = {}
+    if listed is not None and (listed in content or listed == "events"):
+        items, shared = content.pop(listed, None), content
+        if type(items) is not list:
+            raise RefusedError(f"{listed}: an array of objects is expected")
+    return Body(items, shared, has_nul=has_nul, **envelope)
+
+
 def clock_correction(sent_at: Any, clock_offset: Any, received_at: datetime, limits: Limits) -> timedelta:
     """What to add to the times of a request so that they are those of our clock.
 
@@ -125,37 +218,26 @@ def clock_correction(sent_at: Any, clock_offset: Any, received_at: datetime, lim
     return timedelta(minutes=round(difference.total_seconds() / 60))
 
 
-def parse_items(
-    kind: type[Message],
-    items: Sequence[Any],
-    shared: Mapping[str, Any],
-    origin: Origin,
-    limits: Limits,
-    *,
-    has_nul: bool,
-) -> Parsed:
-    """The messages of a batch.
+def parse_items(kind: type[Message], body: Body, origin: Origin, limits: Limits) -> Parsed:
+    """The messages of a body, which is used up.
 
     Args:
-        kind: what they are.
-        items: each an object, as JSON decoded it. They are changed.
-        shared: fields of every item that does not have them itself.
-        has_nul: the body spells a NUL character somewhere, which PostgreSQL cannot store.
+        kind: what its items are.
     """
     reader = _READERS[kind](origin, limits)
     parsed = Parsed([], [])
-    for index, item in enumerate(items):
+    for index, item in enumerate(body.items):
         try:
-            if type(item) is not dict:
-                raise RefusedError("an object is expected")
-            if shared:
-                item = {**shared, **item}
-            if has_nul:
-                stored_json(item)
+            if type(item) is not _Event:
+                if type(item) is not dict:
+                    raise RefusedError("an object is expected")
+                item = {**body.shared, **item}
+                if body.has_nul:
+                    stored_json(item)
             message = reader.message(item)
             value = encode(message)
-            if len(value) > limits.message_bytes:
-                raise RefusedError(f"{len(value):,} bytes; at most {limits.message_bytes:,} are taken")
+            if len(value) > limits.text_length:
+                reader.check_size(message, len(value))
             parsed.records.append((message_key(message), value))
         except (RefusedError, RefusedValueError) as error:
             parsed.rejected.append(Rejection(index, str(error)))
@@ -176,14 +258,20 @@ class _Reader:
         self.redacted = 0
         self._latest = origin.received_at + timedelta(seconds=limits.ahead)
 
-    def message(self, item: dict[str, Any]) -> Message:
+    def message(self, item: Any) -> Message:
         """Raises RefusedError or RefusedValueError: the item cannot be taken."""
         raise NotImplementedError
 
-    def user(self, item: dict[str, Any]) -> int:
-        user = item.get("user_id")
+    def check_size(self, message: Message, size: int) -> None:
+        """Raises RefusedError: a message of so many bytes is too large."""
+        if size > self.limits.message_bytes:
+            raise RefusedError(f"{size:,} bytes; at most {self.limits.message_bytes:,} are taken")
+
+    def user(self, user: Any, anonymous: Any) -> int:
         if user is None or user == "":
-            user = item.pop("anonymous_id", None)
+            user = anonymous
+        if type(user) is int and -(2**63) <= user < 2**63:
+            return user
         if type(user) is str:
             if len(user) > self.limits.name_length:
                 raise RefusedError(f"user_id: at most {self.limits.name_length} characters are taken")
@@ -206,15 +294,14 @@ class _Reader:
             raise RefusedError(f"time: {_shown(value)} is before 1970")
         return time
 
-    def properties(self, properties: dict[str, Any], *, of_page: bool) -> None:
-        """Checks properties at any depth, and takes out of them what is never kept.
+    def properties(self, place: str, values: dict[str, Any], of_page: bool, depth: int = 1) -> None:
+        """Checks properties and what is inside of them, and takes out what is never kept.
 
         Args:
+            place: what they are called in an error.
             of_page: they were captured from a page, not made by its makers.
+            depth: of the objects and arrays around them, and them.
         """
-        self._object("properties", properties, of_page, 1)
-
-    def _object(self, place: str, values: dict[str, Any], of_page: bool, depth: int) -> None:
         limits = self.limits
         if len(values) > limits.properties:
             raise RefusedError(f"{place}: {len(values)} names; at most {limits.properties} are taken")
@@ -222,34 +309,38 @@ class _Reader:
         for name, value in values.items():
             if len(name) > limits.name_length:
                 raise RefusedError(f"{place}: a name of {len(name)} characters; at most {limits.name_length} are taken")
-            if is_secret(name) or (of_page and (is_typed(name) or is_card(value))):
+            kind = type(value)
+            if is_dropped(name, of_page):
                 dropped.append(name)
-            elif (kind := type(value)) is str:
-                if len(value) > limits.text_length:
+            elif kind is str:
+                if of_page and is_card(value):
+                    dropped.append(name)
+                elif len(value) > limits.text_length:
                     raise _too_long(f"{place}.{name}", value, limits)
             elif kind is dict or kind is list:
                 self._inside(f"{place}.{name}", value, of_page, depth + 1)
-        for name in dropped:
-            del values[name]
-        self.redacted += len(dropped)
+        if dropped:
+            for name in dropped:
+                del values[name]
+            self.redacted += len(dropped)
 
     def _inside(self, place: str, value: Any, of_page: bool, depth: int) -> None:
-        kind = type(value)
-        if kind is str:
-            if len(value) > self.limits.text_length:
-                raise _too_long(place, value, self.limits)
-        elif kind is dict or kind is list:
-            if depth > self.limits.depth:
-                raise RefusedError(f"{place}: nested more than {self.limits.depth} deep")
-            if kind is dict:
-                self._object(place, value, of_page, depth)
-            else:
-                for position, inner in enumerate(value):
-                    if of_page and is_card(inner):
-                        value[position] = None
-                        self.redacted += 1
-                    else:
-                        self._inside(f"{place}[{position}]", inner, of_page, depth + 1)
+        """Likewise for an object or an array in them."""
+        if depth > self.limits.depth:
+            raise RefusedError(f"{place}: nested more than {self.limits.depth} deep")
+        if type(value) is dict:
+            self.properties(place, value, of_page, depth)
+            return
+        for position, inner in enumerate(value):
+            kind = type(inner)
+            if kind is dict or kind is list:
+                self._inside(f"{place}[{position}]", inner, of_page, depth + 1)
+            elif kind is str:
+                if of_page and is_card(inner):
+                    value[position] = None
+                    self.redacted += 1
+                elif len(inner) > self.limits.text_length:
+                    raise _too_long(f"{place}[{position}]", inner, self.limits)
 
 
 class _EventReader(_Reader):
@@ -260,39 +351,30 @@ class _EventReader(_Reader):
         super().__init__(origin, limits)
         self._ranks: defaultdict[tuple[int, datetime], int] = defaultdict(int)
 
-    def message(self, item: dict[str, Any]) -> EventMessage:
+    def message(self, item: Any) -> EventMessage:
+        event = item if type(item) is _Event else _typed(item)
         limits = self.limits
-        event_type = item.pop("type", None)
-        if type(event_type) is not str or not 0 < len(event_type) <= limits.name_length:
+        event_type, given_time, properties = event.type, event.time, event.properties
+        if event_type is None or not 0 < len(event_type) <= limits.name_length:
             raise RefusedError(f"type: a text of 1 to {limits.name_length} characters is expected")
-        user_id = self.user(item)
-        given_time = item.pop("time", None)
+        user_id = self.user(event.user_id, event.anonymous_id)
         time = self.time(given_time)
-        session_id = self._id("session", item.pop("session_id", None))
-        event_id = self._id("event", item.pop("event_id", None))
+        session_id = self._id("session", event.session_id)
+        event_id = self._id("event", event.event_id)
         if event_id is not None and given_time is None:
             raise RefusedError("time: an event with an event_id needs one, since both together identify it")
-        properties = item.pop("properties", None)
-        item.pop("user_id", None)
         if properties is None:
             properties = {}
-        elif type(properties) is not dict:
-            raise RefusedError("properties: an object is expected")
-        # What is left in the item is columns, and what is none becomes a property.
-        if not item.keys() <= COLUMNS:
-            properties = {name: item.pop(name) for name in list(item) if name not in COLUMNS} | properties
-        for value in item.values():
-            if type(value) is not str:
-                item = {name: text for name, value in item.items() if (text := stored_text(value)) is not None}
-                break
-        for name, value in item.items():
-            if len(value) > limits.text_length:
-                raise _too_long(name, value, limits)
-        self.redacted += redact_columns(item)
+        if event.anonymous_id is not None and event.user_id not in (None, ""):
+            properties.setdefault("anonymous_id", event.anonymous_id)
+        # Without these, the event is its columns.
+        event.type = event.time = event.properties = event.user_id = event.anonymous_id = None
+        event.session_id = event.event_id = None
+        self.redacted += redact_event(event)
         if properties:
-            self.properties(properties, of_page=is_of_page(event_type, item))
+            self.properties("properties", properties, is_of_page(event_type, event.target_tag))
         if event_id is None:
-            event_id = self._made_id(user_id, time, event_type, session_id, item, properties)
+            event_id = self._made_id(user_id, time, event_type, session_id, event, properties)
         origin = self.origin
         return EventMessage(
             origin.app,
@@ -302,11 +384,19 @@ class _EventReader(_Reader):
             event_id,
             event_type,
             session_id,
-            item,
+            event,
             properties,
             origin.ip,
             origin.user_agent,
         )
+
+    def check_size(self, message: Message, size: int) -> None:
+        super().check_size(message, size)
+        assert isinstance(message, EventMessage)
+        for name in COLUMNS:
+            text = getattr(message.columns, name)
+            if text is not None and len(text) > self.limits.text_length:
+                raise _too_long(name, text, self.limits)
 
     def _id(self, what: str, value: Any) -> int | None:
         if type(value) is int:
@@ -324,7 +414,7 @@ class _EventReader(_Reader):
         time: datetime,
         event_type: str,
         session_id: int | None,
-        columns: dict[str, str],
+        columns: Any,
         properties: dict[str, Any],
     ) -> int:
         rank = self._ranks[user_id, time]
@@ -337,38 +427,29 @@ class _EventReader(_Reader):
 class _UserReader(_Reader):
     """Properties of users."""
 
-    def message(self, item: dict[str, Any]) -> UserMessage:
-        user_id = self.user(item)
+    def message(self, item: Any) -> UserMessage:
+        user_id = self.user(item.get("user_id"), item.get("anonymous_id"))
         time = self.time(item.get("time"))
         properties = item.get("properties")
         if type(properties) is not dict or not properties:
             raise RefusedError("properties: an object with at least one property is expected")
-        self.properties(properties, of_page=False)
-        return UserMessage(
-            app=self.origin.app,
-            user_id=user_id,
-            time=time,
-            received_at=self.origin.received_at,
-            properties=properties,
-        )
+        self.properties("properties", properties, False)
+        origin = self.origin
+        return UserMessage(origin.app, user_id, time, origin.received_at, properties)
 
 
 class _IdentifyReader(_Reader):
     """Who users are."""
 
-    def message(self, item: dict[str, Any]) -> IdentifyMessage:
+    def message(self, item: Any) -> IdentifyMessage:
         identity = item.get("identity")
         if type(identity) is int:
             identity = str(identity)
         if type(identity) is not str or not 0 < len(identity) <= self.limits.name_length:
             raise RefusedError(f"identity: a text of 1 to {self.limits.name_length} characters is expected")
-        return IdentifyMessage(
-            app=self.origin.app,
-            user_id=self.user(item),
-            time=self.time(item.get("time")),
-            received_at=self.origin.received_at,
-            identity=identity,
-        )
+        user_id = self.user(item.get("user_id"), item.get("anonymous_id"))
+        origin = self.origin
+        return IdentifyMessage(origin.app, user_id, self.time(item.get("time")), origin.received_at, identity)
 
 
 _READERS: dict[type[Message], type[_Reader]] = {
@@ -378,11 +459,40 @@ _READERS: dict[type[Message], type[_Reader]] = {
 }
 
 
+def _typed(item: dict[str, Any]) -> Any:
+    """An event of any JSON object: fields that it does not know are properties, columns are text.
+
+    Raises:
+        RefusedError: a field it knows is of another type.
+        RefusedValueError: a column has a NUL character.
+    """
+    known: dict[str, Any] = {}
+    others: dict[str, Any] = {}
+    for name, value in item.items():
+        if name in COLUMNS:
+            known[name] = value if type(value) is str else stored_text(value)
+        else:
+            (known if name in _NAMED else others)[name] = value
+    if others:
+        properties = known.get("properties")
+        if properties is not None and type(properties) is not dict:
+            raise RefusedError("properties: an object is expected")
+        known["properties"] = others | (properties or {})
+    try:
+        return msgspec.convert(known, _Event)
+    except msgspec.ValidationError as error:
+        what, _, place = str(error).partition(" - at `$.")
+        raise RefusedError(f"{place.rstrip('`')}: {what}" if place else what) from None
+
+
 def _instant(value: Any) -> datetime:
     """As `time_instant` reads it, and faster what most clients send."""
     if type(value) is str and value[4:5] == "-":
-        with suppress(ValueError):
+        try:
             time = datetime.fromisoformat(value)
+        except ValueError:
+            pass
+        else:
             return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
     return time_instant(value, UTC)
 

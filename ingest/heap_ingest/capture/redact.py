@@ -9,7 +9,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["is_card", "is_of_page", "is_secret", "is_typed", "redact_columns"]
+__all__ = ["is_card", "is_dropped", "is_of_page", "redact_event"]
 
 _INTERACTIONS = frozenset(
     {"click", "change", "submit", "input", "focus", "blur", "keydown", "keyup", "keypress", "paste"}
@@ -23,7 +23,8 @@ _VALUE_ATTRIBUTE = re.compile(r"\[(?:data%2D|data-)?value=[^\]]*\];", re.IGNOREC
 _PARAMETER = re.compile(r"([^?&#;=]+)=[^&#;]*")
 _CARD = re.compile(r"(?<!\d)\d(?:[ -]?\d){12,18}(?!\d)")
 _NO_LETTERS = re.compile(r"[^a-z0-9]+")
-_ADDRESSES = ("query", "href", "referrer", "hash", "landing_page", "path")
+
+_ADDRESSES = ("path", "query", "hash", "href", "referrer", "landing_page")
 """Columns that may hold a URL's parameters."""
 
 _SECRET_PARTS = (
@@ -36,57 +37,46 @@ _TYPED_NAMES = frozenset(
 )
 
 
-@lru_cache(maxsize=8192)
-def is_secret(name: str) -> bool:
-    """Whether a field of this name holds a password, a card's data or a key, in whatever spelling.
+@lru_cache(maxsize=16_384)
+def is_dropped(name: str, of_page: bool) -> bool:
+    """Whether a field of this name is not kept: it holds a password, a card's data or a key, in whatever spelling, or
+    was captured from a page (`of_page`) and holds what somebody typed.
 
-    >>> [is_secret(name) for name in ("new_password", "card-number", "CVV", "passport", "value")]
+    >>> [is_dropped(name, False) for name in ("new_password", "card-number", "CVV", "passport", "value")]
     [True, True, True, False, False]
+    >>> is_dropped("value", True)
+    True
     """
-    plain = _plain(name)
-    return plain in _SECRET_NAMES or any(part in plain for part in _SECRET_PARTS)
+    plain = _NO_LETTERS.sub("", name.lower())
+    return plain in _SECRET_NAMES or (of_page and plain in _TYPED_NAMES) or any(part in plain for part in _SECRET_PARTS)
 
 
-@lru_cache(maxsize=8192)
-def is_typed(name: str) -> bool:
-    """Whether a field of this name, captured from a page, holds what somebody typed."""
-    return _plain(name) in _TYPED_NAMES
-
-
-def _plain(name: str) -> str:
-    return _NO_LETTERS.sub("", name.lower())
-
-
-def redact_columns(columns: dict[str, str]) -> int:
-    """Takes out of an event's columns what a user typed and what a URL should not carry; how many were changed.
+def redact_event(event: Any) -> int:
+    """Takes out of an event's columns, its attributes, what somebody typed and what a URL should not carry; how many
+    were changed.
 
     The text of a form's field is what somebody typed into it, unless the field is a button; so is that of an element
     that can be edited. A URL keeps the names of its secret parameters.
     """
     changed = 0
-    hierarchy = columns.get("hierarchy", "")
-    text = columns.get("target_text")
-    if text is not None and (
-        _is_typed_into(columns.get("target_tag", ""), hierarchy) or (len(text) > 12 and is_card(text))
-    ):
-        del columns["target_text"]
+    hierarchy, text = event.hierarchy, event.target_text
+    if text is not None and (_is_typed_into(event.target_tag or "", hierarchy or "") or is_card(text)):
+        event.target_text = None
         changed += 1
-    if "alue=" in hierarchy and (kept := _VALUE_ATTRIBUTE.sub("", hierarchy)) != hierarchy:
-        columns["hierarchy"] = kept
+    if hierarchy is not None and "alue=" in hierarchy and (kept := _VALUE_ATTRIBUTE.sub("", hierarchy)) != hierarchy:
+        event.hierarchy = kept
         changed += 1
-    for name in _ADDRESSES:
-        if (
-            (address := columns.get(name)) is not None
-            and "=" in address
-            and (kept := _PARAMETER.sub(_hide, address)) != address
-        ):
-            columns[name] = kept
-            changed += 1
+    if "=" in f"{event.path}{event.query}{event.hash}{event.href}{event.referrer}{event.landing_page}":
+        for name in _ADDRESSES:
+            address = getattr(event, name)
+            if address is not None and (kept := _PARAMETER.sub(_hide, address)) != address:
+                setattr(event, name, kept)
+                changed += 1
     return changed
 
 
 def _hide(parameter: re.Match[str]) -> str:
-    return f"{parameter[1]}=" if is_secret(parameter[1]) else parameter[0]
+    return f"{parameter[1]}=" if is_dropped(parameter[1], False) else parameter[0]
 
 
 def _is_typed_into(tag: str, hierarchy: str) -> bool:
@@ -95,9 +85,9 @@ def _is_typed_into(tag: str, hierarchy: str) -> bool:
     return "contenteditable" in hierarchy and _EDITABLE.search(hierarchy) is not None
 
 
-def is_of_page(event_type: str, columns: dict[str, str]) -> bool:
+def is_of_page(event_type: str, target_tag: str | None) -> bool:
     """Whether an event was captured from a page, by its type or by the element it names."""
-    return event_type in _INTERACTIONS or columns.get("target_tag", "").lower() in _CONTROLS
+    return event_type in _INTERACTIONS or (target_tag is not None and target_tag.lower() in _CONTROLS)
 
 
 def is_card(value: Any) -> bool:
