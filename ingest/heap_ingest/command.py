@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from heap_extension.command.connect import failing_clearly
+from heap_ingest.capture.command import keys, serve
 
 if TYPE_CHECKING:
     from heap_ingest.broker import Broker
@@ -75,3 +76,7 @@ def broker(
         node.up(port)
         create_topics(node.bootstrap_servers, partitions=partitions)
         typer.echo(node.bootstrap_servers)
+
+
+app.command()(serve)
+app.add_typer(keys)

@@ -237,7 +237,9 @@ def parse_items(kind: type[Message], body: Body, origin: Origin, limits: Limits)
             message = reader.message(item)
             value = encode(message)
             if len(value) > limits.text_length:
-                reader.check_size(message, len(value))
+                reader.check_texts(message)
+                if len(value) > limits.message_bytes:
+                    raise RefusedError(f"{len(value):,} bytes; at most {limits.message_bytes:,} are taken")
             parsed.records.append((message_key(message), value))
         except (RefusedError, RefusedValueError) as error:
             parsed.rejected.append(Rejection(index, str(error)))
@@ -262,10 +264,8 @@ class _Reader:
         """Raises RefusedError or RefusedValueError: the item cannot be taken."""
         raise NotImplementedError
 
-    def check_size(self, message: Message, size: int) -> None:
-        """Raises RefusedError: a message of so many bytes is too large."""
-        if size > self.limits.message_bytes:
-            raise RefusedError(f"{size:,} bytes; at most {self.limits.message_bytes:,} are taken")
+    def check_texts(self, message: Message) -> None:
+        """Raises RefusedError: a text of a message that is not small is too long."""
 
     def user(self, user: Any, anonymous: Any) -> int:
         if user is None or user == "":
@@ -390,8 +390,7 @@ class _EventReader(_Reader):
             origin.user_agent,
         )
 
-    def check_size(self, message: Message, size: int) -> None:
-        super().check_size(message, size)
+    def check_texts(self, message: Message) -> None:
         assert isinstance(message, EventMessage)
         for name in COLUMNS:
             text = getattr(message.columns, name)
