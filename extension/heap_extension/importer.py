@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, TextIO
 from zoneinfo import ZoneInfo
 
-from heap_extension.load import LOADED_COLUMNS, LoadedEvent, hash_bigint
+from heap_extension.load import LOADED_COLUMNS, LoadedEvent
+from heap_extension.user_ids import hash_bigint
 from heap_extension.values import (
     NUMBER,
     RefusedValueError,

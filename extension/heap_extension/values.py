@@ -7,7 +7,7 @@ import re
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
-from heap_extension.load import hash_bigint
+from heap_extension.user_ids import hash_bigint
 
 __all__ = ["NUMBER", "RefusedValueError", "id_number", "stored_json", "stored_text", "time_instant", "user_number"]
 

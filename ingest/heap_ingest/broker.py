@@ -211,7 +211,7 @@ class Broker:
         """Of the node's process; a process that has its number by chance is told apart by its command."""
         with suppress(FileNotFoundError, ValueError):
             pid = int((self.directory / "pid").read_text())
-            command = ["ps", "-o", "args=", "-p", str(pid)]
+            command = ["ps", "-ww", "-o", "args=", "-p", str(pid)]
             listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
             if str(self._properties) in listed and is_alive(pid):
                 return pid

@@ -11,7 +11,7 @@ from sqlglot import exp, parse_one
 import heap_compiler.passes
 from heap_compiler.bind import Binder
 from heap_compiler.parse import parse_event
-from heap_compiler.passes import PREDICATE_PASSES, QUERY_PASSES, SEQUENCE_PASSES
+from heap_compiler.passes import PREDICATE_PASSES, QUERY_PASSES, SEQUENCE_PASSES, STORAGE_PASSES
 from heap_compiler.passes.verify_pushdown import verify_pushdown
 from heap_compiler.ranges import TimeRange
 from heap_compiler.sequence import Sequence, SequenceStep
@@ -36,7 +36,7 @@ def test_predicate_pass(predicate_pass: object, before: str, after: str) -> None
 
 def test_every_module_of_the_passes_is_in_one_tuple() -> None:
     modules = {path.stem for path in Path(heap_compiler.passes.__file__).parent.glob("*.py")} - {"__init__"}
-    listed = [one.__name__ for one in (*PREDICATE_PASSES, *SEQUENCE_PASSES, *QUERY_PASSES)]
+    listed = [one.__name__ for one in (*PREDICATE_PASSES, *SEQUENCE_PASSES, *QUERY_PASSES, *STORAGE_PASSES)]
     assert sorted(listed) == sorted(modules)
 
 

@@ -25,6 +25,7 @@ _FUNNEL = "SELECT users FROM heap.funnel('\"Home\" -> \"Bought\" since ''2026-01
 _OPERATORS_ONLY = {
     "create_app": "makes schemas and roles",
     "drop_app": "drops them",
+    "upgrade_apps": "alters tables",
     "grant_roles": "grants",
     "make_roles": "makes roles",
     "grant_analyst": "grants roles",
