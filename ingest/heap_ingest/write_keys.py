@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 _LOG = logging.getLogger("heap_ingest.keys")
+_PAUSE = 0.25
 _COLUMNS = "key, app, note, keep_address, events_per_second, created_at, revoked_at"
 
 
@@ -91,7 +92,7 @@ class WriteKeys:
     """All valid keys, read again every `interval` seconds, so that no request waits for the database.
 
     While the database is away the keys last read go on being valid: an outage stops no events. A key that is not among
-    them is looked for at once, at most once a second, so that new ones work and invented ones cost nothing.
+    them is looked for at once, a few times a second at most, so that new ones work and invented ones cost nothing.
 
     Args:
         dsn: of a login that may SELECT from heap.write_key, and needs no other right.
@@ -103,7 +104,7 @@ class WriteKeys:
         self.interval = interval
         self._keys: dict[str, WriteKey] | None = None
         self._read_at = 0.0
-        self._tried_at = 0.0
+        self._began_at = 0.0
         self._reading = asyncio.Lock()
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -135,8 +136,8 @@ class WriteKeys:
     async def find(self, key: str) -> WriteKey | None:
         """The key, if it is valid; None also when no keys could be read yet: see `loaded`."""
         found = (self._keys or {}).get(key)
-        if found is None and time.monotonic() - self._tried_at > 1.0:
-            await self._read()
+        if found is None:
+            await self._read(pause=_PAUSE)
             found = (self._keys or {}).get(key)
         return found
 
@@ -145,11 +146,14 @@ class WriteKeys:
             await asyncio.sleep(self.interval if self.loaded else min(1.0, self.interval))
             await self._read()
 
-    async def _read(self) -> None:
+    async def _read(self, pause: float = 0.0) -> None:
+        """Reads the keys, not sooner than `pause` seconds after the last time; all who ask meanwhile share it."""
         asked_at = time.monotonic()
         async with self._reading:
-            if self._tried_at > asked_at:  # somebody else has just done it
+            if self._began_at > asked_at:
                 return
+            await asyncio.sleep(self._began_at + pause - time.monotonic())
+            self._began_at = time.monotonic()
             try:
                 async with asyncio.timeout(5):
                     keys = await self._select()
@@ -161,8 +165,6 @@ class WriteKeys:
             else:
                 self._keys = {key.key: key for key in keys}
                 self._read_at = time.monotonic()
-            finally:
-                self._tried_at = time.monotonic()
 
     async def _select(self) -> list[WriteKey]:
         if self._connection is None:

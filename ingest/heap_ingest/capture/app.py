@@ -37,10 +37,11 @@ from heap_ingest.capture.parse import (
     Rejection,
     clock_correction,
     parse_body,
+    parse_identify,
     parse_items,
 )
 from heap_ingest.capture.rate import Bucket
-from heap_ingest.messages import EventMessage, IdentifyMessage, UserMessage
+from heap_ingest.messages import EventMessage, UserMessage
 from heap_ingest.write_keys import WriteKey, WriteKeys
 
 __all__ = ["CaptureApp"]
@@ -131,7 +132,7 @@ class CaptureApp:
         self._routes: dict[str, dict[str, Callable[[_Request, Receive], Awaitable[_Answer]]]] = {
             "/capture": {"POST": partial(self._take, events, "events")},
             "/track": {"POST": partial(self._take, events, None)},
-            "/identify": {"POST": partial(self._take, _parse_identify, None)},
+            "/identify": {"POST": partial(self._take, parse_identify, None)},
             "/users": {"POST": partial(self._take, users, "users")},
             "/pixel.gif": {"GET": self._pixel},
             "/healthz": {"GET": self._health},
@@ -269,8 +270,7 @@ class CaptureApp:
     async def _deliver(
         self, request: _Request, key: WriteKey, origin: Origin, parsed: Parsed, started: float
     ) -> _Answer:
-        count = len(parsed.records) + len(parsed.rejected)
-        wait = self._bucket(key).take(count)
+        wait = self._bucket(key).take(parsed.items)
         if wait:
             raise _RefusedRequestError(429, "more events than this write key may send", retry_after=wait)
         metrics = self.metrics
@@ -284,7 +284,7 @@ class CaptureApp:
             await self.acknowledger.send(parsed.records)
             metrics.messages.labels(key.app, request.path.strip("/")).inc(len(parsed.records))
             metrics.acknowledged.observe(time.monotonic() - started)
-        return _Answer(200, _result(len(parsed.records), parsed.rejected, origin))
+        return _Answer(200, _result(parsed.items - len(parsed.rejected), parsed.rejected, origin))
 
     async def _pixel(self, request: _Request, _receive: Receive) -> _Answer:
         """An event in the query of an image: what is neither id nor column and looks like a number is one."""
@@ -348,16 +348,6 @@ class CaptureApp:
         while True:
             self._set_gauges()
             await asyncio.sleep(1)
-
-
-def _parse_identify(body: Body, origin: Origin, limits: Limits) -> Parsed:
-    """Who a user is, and, where properties come with it, what is known of them: both or neither."""
-    (item,) = body.items
-    parsed = parse_items(IdentifyMessage, body, origin, limits)
-    if parsed.rejected or item.get("properties") is None:
-        return parsed
-    known = parse_items(UserMessage, body, origin, limits)
-    return Parsed([] if known.rejected else parsed.records + known.records, known.rejected, known.redacted)
 
 
 def _given_key(request: _Request) -> str | None:

@@ -6,9 +6,7 @@ from typing import Annotated
 
 import psycopg
 import typer
-from rich.console import Console
 
-from heap_extension.command.analyses import print_table
 from heap_extension.command.connect import App, Dsn, connect, fail, failing_clearly, find_dsn
 
 __all__ = ["keys", "serve"]
@@ -28,11 +26,19 @@ def serve(
     events_per_second: Annotated[
         int, typer.Option(help="Events one write key may send to one process, where it says nothing else.", min=1)
     ] = 10_000,
+    acknowledge_seconds: Annotated[
+        float, typer.Option(help="Seconds until a request that Kafka does not acknowledge is answered 503.", min=0.1)
+    ] = 10.0,
+    client_seconds: Annotated[
+        float, typer.Option(help="Seconds within which a client has to send its headers, and its body.", min=0.1)
+    ] = 10.0,
+    key_seconds: Annotated[float, typer.Option(help="Seconds until a revoked write key is refused.", min=0.1)] = 5.0,
     kafka: Annotated[
         list[str] | None, typer.Option(help="A setting of librdkafka, as name=value; may be given again.")
     ] = None,
 ) -> None:
     """Take events over HTTP, and answer when Kafka has acknowledged them."""
+    from heap_ingest.capture.limits import Limits
     from heap_ingest.capture.serve import CaptureSettings
     from heap_ingest.capture.serve import serve as serve_requests
     from heap_ingest.command import find_bootstrap_servers
@@ -51,6 +57,10 @@ def serve(
                 workers=workers,
                 proxies=proxies,
                 events_per_second=events_per_second,
+                acknowledge_seconds=acknowledge_seconds,
+                header_seconds=client_seconds,
+                key_seconds=key_seconds,
+                limits=Limits(body_seconds=client_seconds),
                 kafka=options,
             )
         )
@@ -100,16 +110,10 @@ def revoke(
 
 @keys.command("list")
 def list_keys(app: App = None, dsn: Dsn = None) -> None:
-    """List write keys, those of an app or all."""
+    """List write keys, those of an app or all: key, app, state and note, separated by tabs."""
     from heap_ingest.write_keys import list_write_keys
 
     with failing_clearly(), connect(dsn) as connection:
-        rows = [
-            (key.key, key.app, key.note, key.keep_address, key.events_per_second, key.created_at, key.revoked_at)
-            for key in list_write_keys(connection, app)
-        ]
-        print_table(
-            Console(highlight=False),
-            ["key", "app", "note", "keep_address", "events_per_second", "created_at", "revoked_at"],
-            rows,
-        )
+        for key in list_write_keys(connection, app):
+            state = "valid" if key.revoked_at is None else f"revoked {key.revoked_at:%Y-%m-%d %H:%M}"
+            typer.echo("\t".join([key.key, key.app, state, key.note or ""]))

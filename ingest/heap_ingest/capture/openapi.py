@@ -246,7 +246,7 @@ def _schemas(limits: Limits) -> dict[str, Any]:
         "Result": {
             "type": "object",
             "properties": {
-                "accepted": {"type": "integer", "minimum": 0, "description": "Messages acknowledged by Kafka"},
+                "accepted": {"type": "integer", "minimum": 0, "description": "How many are acknowledged by Kafka"},
                 "rejected": {
                     "type": "array",
                     "description": "What was not taken, and would not be if it were sent again",

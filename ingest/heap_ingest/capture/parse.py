@@ -33,6 +33,7 @@ __all__ = [
     "Rejection",
     "clock_correction",
     "parse_body",
+    "parse_identify",
     "parse_items",
     "parse_json",
 ]
@@ -77,10 +78,11 @@ class Origin:
 
 @dataclass(slots=True)
 class Parsed:
-    """A request's messages, encoded, each with its key; what was not taken; how many fields were taken out."""
+    """A request's messages, encoded, each with its key; what was not taken of so many items; fields taken out."""
 
     records: list[tuple[bytes, bytes]]
     rejected: list[Rejection]
+    items: int
     redacted: int = 0
 
 
@@ -225,7 +227,7 @@ def parse_items(kind: type[Message], body: Body, origin: Origin, limits: Limits)
         kind: what its items are.
     """
     reader = _READERS[kind](origin, limits)
-    parsed = Parsed([], [])
+    parsed = Parsed([], [], len(body.items))
     for index, item in enumerate(body.items):
         try:
             if type(item) is not _Event:
@@ -441,14 +443,42 @@ class _IdentifyReader(_Reader):
     """Who users are."""
 
     def message(self, item: Any) -> IdentifyMessage:
-        identity = item.get("identity")
-        if type(identity) is int:
-            identity = str(identity)
-        if type(identity) is not str or not 0 < len(identity) <= self.limits.name_length:
-            raise RefusedError(f"identity: a text of 1 to {self.limits.name_length} characters is expected")
+        identity = _identity(item, self.limits)
         user_id = self.user(item.get("user_id"), item.get("anonymous_id"))
         origin = self.origin
         return IdentifyMessage(origin.app, user_id, self.time(item.get("time")), origin.received_at, identity)
+
+
+def parse_identify(body: Body, origin: Origin, limits: Limits) -> Parsed:
+    """The messages of a body that says who a user is, and what is known of them: all of them or none.
+
+    Events may name the person by the identity, too: so whoever it numbers is that person as well.
+    """
+    parsed = parse_items(IdentifyMessage, body, origin, limits)
+    if parsed.rejected:
+        return parsed
+    (item,) = body.items
+    person = user_number(_identity(item, limits))[0]
+    properties = item.get("properties")
+    named = {**item, "user_id": person}
+    also = parse_items(IdentifyMessage, Body([named]), origin, limits)
+    if properties is not None:
+        known = parse_items(UserMessage, Body([named], has_nul=body.has_nul), origin, limits)
+        if known.rejected:
+            return known
+        also.records += known.records
+        parsed.redacted += known.redacted
+    parsed.records += (record for record in also.records if record not in parsed.records)
+    return parsed
+
+
+def _identity(item: dict[str, Any], limits: Limits) -> str:
+    identity = item.get("identity")
+    if type(identity) is int:
+        identity = str(identity)
+    if type(identity) is not str or not 0 < len(identity) <= limits.name_length:
+        raise RefusedError(f"identity: a text of 1 to {limits.name_length} characters is expected")
+    return identity
 
 
 _READERS: dict[type[Message], type[_Reader]] = {
