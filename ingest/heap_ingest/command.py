@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from heap_extension.command.connect import Dsn, fail, failing_clearly, find_dsn
+from heap_ingest.capture.command import keys, serve
 
 if TYPE_CHECKING:
     from heap_ingest.broker import Broker
@@ -156,3 +157,7 @@ def enrichment(places: Path | None, address: str) -> Enrichment:
         return Enrichment(places, uses[address], os.environ.get("HEAP_ADDRESS_KEY", "").encode())
     except ValueError as error:
         fail(f"error: {error}: set HEAP_ADDRESS_KEY")
+
+
+app.command()(serve)
+app.add_typer(keys)

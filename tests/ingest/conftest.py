@@ -10,8 +10,11 @@ from typing import Any
 import psycopg
 import pytest
 
+from heap_extension.cluster import Cluster
+from heap_extension.nodes import create_extension
 from heap_ingest.broker import Broker
 from heap_ingest.sink import Sink
+from tests.ingest.capture_server import CaptureServer, ensure_key
 from tests.ingest.log import APP, Log, fresh_app
 from tests.waiting import until
 
@@ -69,3 +72,24 @@ def drained(connection: psycopg.Connection[Any], log: Log, seconds: float = 60) 
         return bool(row[0] >= end)
 
     until(stored, seconds)
+
+
+@pytest.fixture(scope="session")
+def capture_dsn(postgres_cluster: Cluster) -> str:
+    """A database that capture servers read their write keys from."""
+    create_extension(postgres_cluster.dsn)
+    return postgres_cluster.dsn
+
+
+@pytest.fixture(scope="session")
+def write_key(capture_dsn: str) -> str:
+    return ensure_key(capture_dsn, events_per_second=1_000_000)
+
+
+@pytest.fixture(scope="session")
+def capture(capture_dsn: str, broker: Broker) -> Iterator[CaptureServer]:
+    """A capture server. Tests that kill it start another one afterwards."""
+    server = CaptureServer(capture_dsn, broker, "captured", "--key-seconds", "1")
+    server.start()
+    yield server
+    server.stop()
