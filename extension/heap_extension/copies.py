@@ -39,7 +39,7 @@ ON CONFLICT (user_id) DO UPDATE SET identity = coalesce(u.identity, excluded.ide
     THEN heap._latest_properties(excluded.properties, excluded.property_times, u.properties, u.property_times)
     ELSE coalesce(u.properties, excluded.properties) END,
     property_times = heap._latest_times(u.property_times, excluded.property_times)"""
-"""How `merged_rows` are inserted into users AS u: what somebody wrote there meanwhile wins, unless it was set earlier."""
+"""How `merged_rows` are inserted into users AS u: what was written there meanwhile wins, unless it was set earlier."""
 
 
 def event_copies(moving: str, there: str) -> str:

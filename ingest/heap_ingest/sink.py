@@ -16,8 +16,9 @@ from typing import Any
 import psycopg
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from heap_ingest.dead_letters import Burial, Record
+from heap_ingest.dead_letters import Burial
 from heap_ingest.enrich import Enrichment
+from heap_ingest.log import Record
 from heap_ingest.metrics import SinkMetrics
 from heap_ingest.store import Batch, FencedError, Store, Stored, read_batch
 from heap_ingest.topics import DEAD_LETTERS, EVENTS
