@@ -174,7 +174,8 @@ class _Rebuild:
             self._choose()
             self._connection.execute(
                 "SELECT heap.merge_users(user_id, merged_into) FROM heap.user_alias AS a"
-                " WHERE app = %s AND NOT EXISTS (SELECT FROM heap.user_alias AS o WHERE o.app = %s AND o.user_id = a.user_id)",
+                " WHERE app = %s AND NOT EXISTS ("
+                "SELECT FROM heap.user_alias AS o WHERE o.app = %s AND o.user_id = a.user_id)",
                 (self._app, self.other),
             )
             self._connection.execute(
