@@ -3,8 +3,8 @@
     python -m benchmarks.ingest sink --workers 2
     python -m benchmarks.ingest soak --seconds 180 --rate 2000
 
-Everything runs on this machine: Kafka, PostgreSQL, capture server, sink and the client. Ratios of one run mean something,
-the numbers are this machine's.
+Everything runs on this machine: Kafka, PostgreSQL, capture server, sink and the client. Ratios of one run mean
+something, the numbers are this machine's.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_mar
 _APP = "soaked"
 _TOPIC = "soak"
 _AGENTS = [
-    f"Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/{version}.0.0.0 Safari/537.36"
+    "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko)"
+    f" Chrome/{version}.0.0.0 Safari/537.36"
     for version in range(90, 140)
 ]
 Definitions = Annotated[int, typer.Option(help="Defined events, each an index on every partition.")]

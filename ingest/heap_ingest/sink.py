@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -99,6 +100,9 @@ class Sink:
         self._connection: psycopg.Connection[Any] | None = None
         self._burial: Burial | None = None
         self._pause = 0.0
+        self._writer = ThreadPoolExecutor(1, "heap-sink-writer")
+        self._storing: tuple[Batch, Future[tuple[Stored, float]]] | None = None
+        """The batch that is being stored; nobody else uses the connection meanwhile."""
 
     def stop(self) -> None:
         """Ends `run` after the batch at hand."""
@@ -115,33 +119,48 @@ class Sink:
         try:
             while not self._stop.is_set():
                 self._turn(consumer)
+            self._settle(consumer)
         finally:
+            self._writer.shutdown()
             consumer.close()
             self._disconnect()
 
     def _turn(self, consumer: Consumer) -> None:
-        """One batch, or one attempt at having the database back."""
-        if self._positions is None and self._assigned:
-            try:
-                self._begin(consumer)
-            except (psycopg.Error, KafkaException) as error:
-                self._fail(consumer, error)
+        """Reads one batch while the one before is stored, or makes one attempt at having the database back."""
+        if self._positions is None:
+            self._settle(consumer)
+            if self._assigned:
+                try:
+                    self._begin(consumer)
+                except (psycopg.Error, KafkaException) as error:
+                    self._fail(consumer, error)
         before = dict(self._positions or {})
         messages = consumer.consume(self._batch, self._pause or self._linger)
         records = [record for message in messages if (record := self._record(message)) is not None]
-        if not records or self._positions is None:
-            return
         batch = read_batch(records, self._enrichment)
         # Offsets may be missing between messages: those of markers, and of what was compacted.
         batch.offsets = {partition: (before[partition], after) for partition, (_, after) in batch.offsets.items()}
+        self._settle(consumer)
+        if records and self._positions is not None:  # else what was read is not ours, or comes again
+            self._storing = batch, self._writer.submit(self._write, batch)
+
+    def _write(self, batch: Batch) -> tuple[Stored, float]:
+        """Stores a batch, in a thread of its own; what it did, and the seconds it took."""
+        began = time.monotonic()
+        assert self._store is not None
+        return self._store.store(batch), time.monotonic() - began
+
+    def _settle(self, consumer: Consumer) -> None:
+        """Waits for the batch that is being stored. When that fails, what was read since is forgotten with it."""
+        if self._storing is None:
+            return
+        (batch, writing), self._storing = self._storing, None
         try:
-            began = time.monotonic()
-            assert self._store is not None
-            stored = self._store.store(batch)
+            stored, seconds = writing.result()
         except (psycopg.Error, KafkaException, FencedError) as error:
             self._fail(consumer, error)
-            return
-        self._count(consumer, batch, stored, time.monotonic() - began)
+        else:
+            self._count(consumer, batch, stored, seconds)
 
     def _record(self, message: Message) -> Record | None:
         """A message that comes next; None for those seen before a failure, and for troubles Kafka mends by itself."""
