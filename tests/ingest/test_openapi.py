@@ -40,11 +40,11 @@ def test_answers_are_as_described(mode: GenerationMode, capture: CaptureServer, 
         if mode is GenerationMode.NEGATIVE and not (operation.body or operation.query):
             continue
 
-        statuses = set()
+        statuses: set[int] = set()
 
         @given(case=operation.as_strategy(generation_mode=mode))
         @settings(max_examples=15, suppress_health_check=list(HealthCheck))
-        def ask(case: Any) -> None:
+        def ask(case: Any, statuses: set[int] = statuses) -> None:
             statuses.add(case.call_and_validate(headers={"X-Write-Key": write_key}, checks=_CHECKS).status_code)
 
         ask()
