@@ -26,6 +26,7 @@ settings.load_profile("heap")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-snapshots", action="store_true", help="write what the compiler makes into the cases")
+    parser.addoption("--sink-kills", type=int, default=15, help="how often the sink is killed, on each database")
 
 
 def pytest_report_header() -> list[str]:

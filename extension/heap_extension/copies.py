@@ -14,6 +14,7 @@ __all__ = [
     "EVENT_CONTENTS",
     "STORED_EVENT_COLUMNS",
     "STORED_USER_COLUMNS",
+    "WRITE_MERGED_ROW",
     "alias_commands",
     "event_copies",
     "merged_rows",
@@ -30,6 +31,15 @@ EVENT_CONTENTS = f"pg_catalog.jsonb_build_array({', '.join(_OTHERS)})"
 
 COPY_ID = "pg_catalog.hashint8extended(event_id, user_id)"
 """The id of a copy whose own id is another event's."""
+
+
+WRITE_MERGED_ROW = """
+ON CONFLICT (user_id) DO UPDATE SET identity = coalesce(u.identity, excluded.identity), properties = CASE
+    WHEN jsonb_typeof(u.properties) = 'object' AND jsonb_typeof(excluded.properties) = 'object'
+    THEN heap._latest_properties(excluded.properties, excluded.property_times, u.properties, u.property_times)
+    ELSE coalesce(u.properties, excluded.properties) END,
+    property_times = heap._latest_times(u.property_times, excluded.property_times)"""
+"""How `merged_rows` are inserted into users AS u: what was written there meanwhile wins, unless it was set earlier."""
 
 
 def event_copies(moving: str, there: str) -> str:

@@ -67,7 +67,8 @@ group.min.session.timeout.ms=1000
 message.max.bytes=8388608
 """
 
-_JVM = ("-Xmx384m", "-XX:+UseSerialGC", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
+# Started often and used little: compiling everything well would take most of its time.
+_JVM = ("-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
 
 
 class BrokerError(ClusterError):

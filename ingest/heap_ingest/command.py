@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -144,6 +146,146 @@ def sink(
             worker.run()
         except LogMissingError as error:
             fail(f"error: {error}")
+
+
+@app.command()
+def status(
+    dsn: Dsn = None,
+    bootstrap_servers: BootstrapServers = None,
+    topic: Topic = "heap-events",
+    seconds: Annotated[float, typer.Option(help="How long to measure rates for.", min=0.1)] = 1.0,
+) -> None:
+    """Show how far each partition of the log is stored, what is left, and the rates. Exits with 1 when no sink stores
+    what is there."""
+    import psycopg
+    from rich.console import Console
+
+    from heap_extension.command.analyses import print_table
+    from heap_ingest.status import PartitionStatus, read_status
+
+    with _failing_clearly(), psycopg.connect(find_dsn(dsn), autocommit=True) as connection:
+        found = read_status(connection, find_bootstrap_servers(bootstrap_servers), topic, seconds)
+        rounded = [row._replace(incoming=round(row.incoming), storing=round(row.storing)) for row in found]
+        print_table(Console(), PartitionStatus._fields, rounded)
+        lag, storing = sum(row.lag for row in found), sum(row.storing for row in found)
+        typer.echo(
+            f"{lag:,} messages to be stored; {sum(row.incoming for row in found):,.0f} a second come in,"
+            f" {storing:,.0f} are stored; {sum(row.dead for row in found):,} dead letters so far"
+        )
+        if lag and not storing:
+            fail("error: nothing is being stored: is a `heap ingest sink` running?")
+
+
+@app.command()
+def replay(
+    start: Annotated[str, typer.Option("--from", help="beginning, a time (ISO 8601, UTC), or an offset.")],
+    end: Annotated[
+        str | None, typer.Option("--to", help="The end, likewise; default: all there is now.", show_default=False)
+    ] = None,
+    app_name: Annotated[str | None, typer.Option("--app", help="Only this app's; default: all.")] = None,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Build the app anew from the log, and put that in its place.")
+    ] = False,
+    keep_as: Annotated[
+        str | None,
+        typer.Option(help="With --rebuild: keep what was there as an app of this name.", show_default=False),
+    ] = None,
+    dsn: Dsn = None,
+    bootstrap_servers: BootstrapServers = None,
+    topic: Topic = "heap-events",
+    places: Places = None,
+    address: Address = "drop",
+) -> None:
+    """Store the log again, from some time or offset on. Changes nothing that is right, and fills what is missing."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from heap_ingest.log import find_span, parse_start
+    from heap_ingest.rebuild import rebuild as rebuild_app
+    from heap_ingest.replay import replay as replay_span
+
+    with _failing_clearly():
+        database, servers = find_dsn(dsn), find_bootstrap_servers(bootstrap_servers)
+        span = find_span(servers, parse_start(start), parse_start(end) if end is not None else None, topic)
+        if rebuild and (app_name is None or start != "beginning" or end is not None):
+            fail("error: --rebuild needs --app, --from beginning, and no --to")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("messages", total=span.length)
+            added = enrichment(places, address)
+
+            def progress(read: int) -> None:
+                bar.update(task, completed=read)
+
+            if rebuild:
+                assert app_name is not None
+                done = rebuild_app(
+                    database, servers, topic, app_name, keep_as=keep_as, enrichment=added, progress=progress
+                )
+            else:
+                done = replay_span(database, servers, span, app=app_name, enrichment=added, progress=progress)
+        typer.echo(f"{done.read:,} messages read, {done.stored:,} stored again, {done.rejected:,} cannot be stored")
+
+
+@app.command("dead-letters")
+def dead_letters(
+    show: Annotated[
+        str | None,
+        typer.Option(help="Print one as it was sent: <partition>:<offset> of the list.", show_default=False),
+    ] = None,
+    resend: Annotated[bool, typer.Option("--resend", help="Send them to the log again.")] = False,
+    all_of_them: Annotated[bool, typer.Option("--all", help="Also those that were sent again before.")] = False,
+    dsn: Dsn = None,
+    bootstrap_servers: BootstrapServers = None,
+    topic: Topic = "heap-events",
+    dead_letters: DeadLetters = "heap-dead-letters",
+) -> None:
+    """List the messages that could not be stored, with the reasons; look at one; send them again."""
+    import sys
+
+    import psycopg
+    from rich.console import Console
+
+    from heap_extension.command.analyses import print_table
+    from heap_ingest.dead_letters import DeadLetters
+    from heap_ingest.log import Span
+
+    with _failing_clearly(), psycopg.connect(find_dsn(dsn), autocommit=True) as connection:
+        found = DeadLetters(connection, find_bootstrap_servers(bootstrap_servers), dead_letters)
+        if show is not None:
+            partition, _, offset = show.partition(":")
+            if not partition.isdigit() or not offset.isdigit():
+                fail(f"error: {show!r} is no place such as 3:17")
+            place = Span(dead_letters, {int(partition): (int(offset), int(offset) + 1)})
+            for letter in found.read(place):
+                sys.stdout.buffer.write(letter.value + b"\n")
+        elif resend:
+            typer.echo(f"{found.resend(topic):,} sent again")
+        else:
+            letters = list(found.read(found.span(all_of_them=all_of_them)))
+            rows = [
+                (f"{letter.partition}:{letter.offset}", letter.time, ":".join(map(str, letter.source)), letter.reason)
+                for letter in letters
+            ]
+            print_table(Console(), ["place", "time", "source", "reason"], rows)
+            typer.echo(f"{len(letters):,} dead letters")
+
+
+@contextmanager
+def _failing_clearly() -> Iterator[None]:
+    """As the other commands do, also with what Kafka says."""
+    from confluent_kafka import KafkaException
+
+    from heap_ingest.log import SpanError
+    from heap_ingest.rebuild import RebuildError
+
+    with failing_clearly():
+        try:
+            yield
+        except (SpanError, RebuildError) as error:
+            fail(f"error: {error}")
+        except KafkaException as error:
+            fail(f"error: Kafka: {error.args[0].str() if error.args else error}")
 
 
 def enrichment(places: Path | None, address: str) -> Enrichment:

@@ -16,8 +16,9 @@ from typing import Any
 import psycopg
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from heap_ingest.dead_letters import Burial, Record
+from heap_ingest.dead_letters import Burial
 from heap_ingest.enrich import Enrichment
+from heap_ingest.log import Record
 from heap_ingest.metrics import SinkMetrics
 from heap_ingest.store import Batch, FencedError, Store, Stored, read_batch
 from heap_ingest.topics import DEAD_LETTERS, EVENTS
@@ -195,6 +196,7 @@ class Sink:
     def _connect(self, consumer: Consumer) -> None:
         cluster = consumer.list_topics(self._topic, timeout=10).cluster_id
         self._connection = psycopg.connect(self._dsn, autocommit=True, application_name=APPLICATION, connect_timeout=10)
+        _finish_prepared(self._connection)
         if self._burial is None:
             self._burial = Burial(self._bootstrap_servers, self._dead_letters)
         self._store = Store(self._connection, (cluster, self._topic), self._burial.bury)
@@ -236,3 +238,10 @@ class Sink:
             _, high = consumer.get_watermark_offsets(place, cached=True)
             metrics.lag.labels(str(partition)).set(max(high - after, 0))
         consumer.commit(offsets=places, asynchronous=True)  # for Kafka's own tools: we go by the database
+
+
+def _finish_prepared(connection: psycopg.Connection[Any]) -> None:
+    """With Citus: ends the transactions that a node's end left prepared, whose rows would be waited for. Citus does so
+    itself, once a minute."""
+    if connection.execute("SELECT 1 FROM pg_extension WHERE extname = 'citus'").fetchone():
+        connection.execute("SELECT recover_prepared_transactions()")

@@ -17,8 +17,9 @@ from psycopg import sql
 
 from heap_extension.load import LOADED_COLUMNS
 from heap_extension.user_ids import hash_bigint
-from heap_ingest.dead_letters import Record, Rejected
+from heap_ingest.dead_letters import Rejected
 from heap_ingest.enrich import Enrichment
+from heap_ingest.log import Record
 from heap_ingest.messages import EventMessage, IdentifyMessage, Message, UserMessage, decode
 
 __all__ = ["Batch", "FencedError", "Store", "Stored", "is_data_error", "read_batch"]
@@ -50,6 +51,12 @@ class Batch:
     identifies: list[tuple[Record, IdentifyMessage]] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     oldest: datetime | None = None
+
+    @property
+    def size(self) -> int:
+        """Messages in it, those rejected among them."""
+        rows = sum(len(rows) for rows_of in (self.events, self.users) for rows in rows_of.values())
+        return rows + len(self.identifies) + len(self.rejected)
 
     @property
     def apps(self) -> set[str]:

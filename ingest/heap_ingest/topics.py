@@ -8,7 +8,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-__all__ = ["DEAD_LETTERS", "EVENTS", "create_topics", "reachable"]
+__all__ = ["DEAD_LETTERS", "EVENTS", "create_topics", "delete_topics", "reachable"]
 
 EVENTS = "heap-events"
 """Messages, keyed by app and user."""
@@ -58,6 +58,17 @@ def create_topics(
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise
+
+
+def delete_topics(bootstrap_servers: str, names: list[str], timeout: float = 30.0) -> None:
+    """Deletes topics, with all they hold.
+
+    Raises:
+        KafkaException: no broker answered in `timeout` seconds, or it refused.
+    """
+    admin = _admin(bootstrap_servers)  # it has to live until the answers are there
+    for deleted in admin.delete_topics(names, operation_timeout=timeout).values():
+        deleted.result(timeout)
 
 
 def _admin(bootstrap_servers: str) -> AdminClient:

@@ -117,7 +117,8 @@ def events(count: int, first_id: int = 1, *, users: int = 50, seed: int = 1, app
 def fresh_app(connection: psycopg.Connection[Any], app: str = APP) -> None:
     """Makes the app, and drops what is of it from an earlier test."""
     connection.execute("SELECT heap.drop_app(name) FROM heap.app WHERE name = %s", (app,))
-    connection.execute("SELECT heap.create_app(%s)", (app,))
+    distributed = connection.execute("SELECT 1 FROM pg_extension WHERE extname = 'citus'").fetchone()
+    connection.execute("SELECT heap.create_app(%s, shard_count => %s)", (app, 4 if distributed else None))
     connection.execute("SELECT set_config('heap.app', %s, false)", (app,))
 
 

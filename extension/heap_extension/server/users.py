@@ -11,6 +11,7 @@ from heap_extension.copies import (
     EVENT_CONTENTS,
     STORED_EVENT_COLUMNS,
     STORED_USER_COLUMNS,
+    WRITE_MERGED_ROW,
     alias_commands,
     event_copies,
     merged_rows,
@@ -93,7 +94,7 @@ def traces(catalog: DatabaseCatalog, user: str | None) -> list[str]:
     """
     ids = _person(catalog, user)
     counts = [
-        f"SELECT {literal(table)} AS relation, count(*) AS deleted FROM {table} WHERE {condition}"
+        f"SELECT '{table}'::regclass::text AS relation, count(*) AS deleted FROM {table} WHERE {condition}"
         for table, condition in _traces(catalog, ids).items()
     ]
     return [f"SELECT relation, deleted FROM ({' UNION ALL '.join(counts)}) AS found WHERE deleted > 0"]
@@ -160,9 +161,7 @@ def _merge_here(catalog: DatabaseCatalog, ending: list[int], into: int) -> list[
         f" INSERT INTO {events} ({columns}) {event_copies('moving', 'there')}",
         f"WITH known AS (SELECT *, {into}::bigint AS merged_into FROM {users}"
         f" WHERE user_id = ANY ({old} || {into}::bigint))"
-        f" INSERT INTO {users} ({user_columns}) {merged_rows('known')}"
-        " ON CONFLICT (user_id) DO UPDATE SET identity = excluded.identity, properties = excluded.properties,"
-        " property_times = excluded.property_times",
+        f" INSERT INTO {users} AS u ({user_columns}) {merged_rows('known')} {WRITE_MERGED_ROW}",
         f"DELETE FROM {users} WHERE user_id = ANY ({old})",
     ]
     for segment in catalog.segments.values():
@@ -252,9 +251,12 @@ def _known(catalog: DatabaseCatalog, identity: str) -> int:
 
 
 def _identity(catalog: DatabaseCatalog, user: int) -> str | None:
+    """What the app knows the user by, or will once the merges asked for are done."""
     found = rows(
         catalog.database,
-        f"SELECT identity FROM {qualified(catalog.app.name, 'users')} WHERE user_id = $1::bigint",
+        f"SELECT identity FROM {qualified(catalog.app.name, 'users')} WHERE identity IS NOT NULL"
+        " AND user_id = ANY ($1::bigint[]) ORDER BY user_id <> $2::bigint, user_id LIMIT 1",
+        person="{" + ",".join(str(number) for number in _person(catalog, str(user))) + "}",
         user=str(user),
     )
     return found[0]["identity"] if found else None

@@ -27,9 +27,9 @@ IMMUTABLE
 PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-SELECT coalesce(times, '{}') || coalesce(jsonb_object_agg(n.key, n.value) FILTER (
+SELECT nullif(coalesce(times, '{}') || coalesce(jsonb_object_agg(n.key, n.value) FILTER (
     WHERE coalesce(n.value > times -> n.key, true)
-), '{}')
+), '{}'), '{}')
 FROM jsonb_each(new_times) AS n
 $$;
 COMMENT ON FUNCTION heap._latest_times(jsonb, jsonb) IS 'When each of a user''s properties was set, after others were';
