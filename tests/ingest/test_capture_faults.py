@@ -106,12 +106,12 @@ def test_kill_9_of_the_server_under_load(capture_dsn: str, broker: Broker, write
     chance = random.Random(1)
     with _server(capture_dsn, broker, "killed") as server:
         with _Load(server, write_key) as load:
-            for _ in range(3):
-                load.reach(1_000)
+            for _ in range(2):
+                load.reach(500)
                 time.sleep(chance.random() / 4)
                 server.kill()
                 server.start()
-            load.reach(1_000)
+            load.reach(500)
         load.check()
 
 
@@ -121,7 +121,7 @@ def test_kafka_down_for_a_while_under_load(capture_dsn: str, broker: Broker, wri
             load.reach(1_000)
             broker.kill()
             try:
-                until(lambda: load.refused.get(503, 0) >= 8)
+                until(lambda: load.refused.get(503, 0) >= 4)
                 assert server.get("/healthz").status == 503
                 assert server.metric("heap_capture_in_flight_bytes") <= 4 * _BATCH * 1_000
             finally:
@@ -149,7 +149,7 @@ def test_kafka_hangs_under_load(capture_dsn: str, broker: Broker, write_key: str
 
 
 def test_it_ends_when_what_it_took_is_acknowledged(capture_dsn: str, broker: Broker, write_key: str) -> None:
-    with _server(capture_dsn, broker, "ended", "--kafka", "linger.ms=1500") as server:
+    with _server(capture_dsn, broker, "ended", "--kafka", "linger.ms=1000") as server:
         answers: list[int] = []
         event = {"type": "last", "user_id": 1}
         asking = [threading.Thread(
@@ -212,7 +212,7 @@ def test_slow_clients_are_cut_off_and_hold_up_nobody(
                 connected.settimeout(max(0.1, deadline - time.monotonic()))
                 with suppress(ConnectionError):
                     answer = connected.recv(65_536)
-                    assert answer == b"" or answer.startswith(b"HTTP/1.1 408") == (slow == "body"), answer
+                    assert answer.startswith(b"HTTP/1.1 408") if slow == "body" else answer == b""
             until(lambda: server.metric("heap_capture_in_flight_bytes") == 0)
         finally:
             for connected in sockets:

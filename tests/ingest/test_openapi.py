@@ -37,18 +37,23 @@ def test_answers_are_as_described(mode: GenerationMode, capture: CaptureServer, 
     operations = [found.ok() for found in schema.get_all_operations()]
     assert {operation.path for operation in operations} >= {"/capture", "/track", "/identify", "/users", "/pixel.gif"}
     for operation in operations:
-        if mode is GenerationMode.NEGATIVE and not (operation.body or operation.query):
-            continue
+        if operation.body:
+            assert (200 if mode is GenerationMode.POSITIVE else 400) in _statuses(operation, mode, write_key)
+        elif operation.query or mode is GenerationMode.POSITIVE:
+            assert _statuses(operation, mode, write_key)
 
-        statuses = set()
 
-        @given(case=operation.as_strategy(generation_mode=mode))
-        @settings(max_examples=15, suppress_health_check=list(HealthCheck))
-        def ask(case: Any) -> None:
-            statuses.add(case.call_and_validate(headers={"X-Write-Key": write_key}, checks=_CHECKS).status_code)
+def _statuses(operation: Any, mode: GenerationMode, write_key: str) -> set[int]:
+    """What was answered to some requests, each as the document says."""
+    statuses: set[int] = set()
 
-        ask()
-        assert (200 if mode is GenerationMode.POSITIVE else 400) in statuses
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(max_examples=12, suppress_health_check=list(HealthCheck))
+    def ask(case: Any) -> None:
+        statuses.add(case.call_and_validate(headers={"X-Write-Key": write_key}, checks=_CHECKS).status_code)
+
+    ask()
+    return statuses
 
 
 def test_what_the_document_allows_is_taken(capture: CaptureServer, write_key: str) -> None:

@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from heap_ingest.capture.body import InFlight
 
-__all__ = ["Acknowledger", "NotAcknowledgedError"]
+__all__ = ["Acknowledger", "NotAcknowledgedError", "producer_settings"]
 
 _SILENT = logging.getLogger("heap_ingest.kafka")
 _PAUSE = 0.001
@@ -21,6 +21,29 @@ _PAUSE = 0.001
 _IDLE = 0.25
 _OVERHEAD = 256
 """Bytes that Kafka's client and Python keep beside a message's own, about."""
+
+
+def producer_settings(bootstrap_servers: str, timeout: float) -> dict[str, Any]:
+    """The settings of librdkafka with which messages are acknowledged for good, each once.
+
+    Args:
+        timeout: seconds until a message that is not acknowledged fails.
+    """
+    return {
+        "bootstrap.servers": bootstrap_servers,
+        "client.id": "heap-capture",
+        "acks": "all",
+        "enable.idempotence": True,
+        "linger.ms": 5,
+        "compression.type": "zstd",
+        "message.timeout.ms": int(timeout * 1000),
+        "socket.keepalive.enable": True,
+        "reconnect.backoff.max.ms": 1000,
+        # Callers bound the bytes; these only have to be beyond.
+        "queue.buffering.max.messages": 2_000_000,
+        "queue.buffering.max.kbytes": 1_048_576,
+        "log_level": 3,
+    }
 
 
 class NotAcknowledgedError(Exception):
@@ -77,22 +100,10 @@ class Acknowledger:
         self.queued_bytes = 0
         self._in_flight = in_flight
         self._config = {
-            "bootstrap.servers": bootstrap_servers,
-            "client.id": "heap-capture",
-            "acks": "all",
-            "enable.idempotence": True,
-            "linger.ms": 5,
-            "compression.type": "zstd",
-            "message.timeout.ms": int(timeout * 1000),
-            "socket.keepalive.enable": True,
-            "reconnect.backoff.max.ms": 1000,
-            # Callers bound the bytes; these only have to be beyond.
-            "queue.buffering.max.messages": 2_000_000,
-            "queue.buffering.max.kbytes": 1_048_576,
+            **producer_settings(bootstrap_servers, timeout),
             "statistics.interval.ms": 1000,
             "stats_cb": self._state,
             "error_cb": self._failed,
-            "log_level": 3,
             **(options or {}),
         }
         self._fatal = False
