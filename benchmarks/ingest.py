@@ -199,7 +199,8 @@ def soak(
             _heap("serve", *common, "--port", str(port)) as server,
             _heap("sink", *common, "--instance", "soak") as store,
         ):
-            time.sleep(5)
+            while not _is_ready(port):
+                time.sleep(0.1)
             watch = _Watch(dsn)
             pids = {"capture": server.pid, "sink": store.pid}
             memory: dict[str, list[int]] = {name: [] for name in pids}
@@ -279,6 +280,17 @@ class _Watch:
                 ).fetchall()
                 now = time.monotonic()
                 self._delays += [now - self._wanted.pop(event_id) for (event_id,) in seen]
+
+
+def _is_ready(port: int) -> bool:
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        client.request("GET", "/healthz")
+        return client.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        client.close()
 
 
 def _quantiles(values: list[float]) -> str:

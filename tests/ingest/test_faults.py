@@ -20,7 +20,7 @@ from heap_extension.cluster import Cluster
 from heap_extension.nodes import create_extension
 from tests.ingest.conftest import drained, running
 from tests.ingest.log import APP, Log, events, fresh_app, stored_ids
-from tests.ingest.process import sink_process, start_sink
+from tests.ingest.process import sink_process
 from tests.servers import server_folder
 from tests.waiting import until
 
@@ -187,17 +187,3 @@ def _dropped(connection: psycopg.Connection[Any]) -> bool:
     except psycopg.errors.ObjectNotInPrerequisiteState:
         return False
     return True
-
-
-def test_a_started_sink_stops_when_asked(dsn: str, owner: psycopg.Connection[Any], log: Log) -> None:
-    log.send(events(500))
-    log.flush()
-    process = start_sink(dsn, log)
-    try:
-        drained(owner, log)
-        process.terminate()
-        process.join(10)
-        assert process.exitcode == 0
-    finally:
-        process.kill()
-    assert stored_ids(owner) == list(range(1, 501))
