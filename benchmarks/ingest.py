@@ -34,6 +34,7 @@ from heap_extension.install import install
 from heap_extension.nodes import create_extension
 from heap_extension.postgres import find_postgres
 from heap_ingest.broker import Broker, find_kafka
+from heap_ingest.demo import is_ready
 from heap_ingest.log import Sender, find_span
 from heap_ingest.messages import EventMessage, encode, message_key
 from heap_ingest.topics import create_topics
@@ -199,7 +200,7 @@ def soak(
             _heap("serve", *common, "--port", str(port)) as server,
             _heap("sink", *common, "--instance", "soak") as store,
         ):
-            while not _is_ready(port):
+            while not is_ready(port):
                 time.sleep(0.1)
             watch = _Watch(dsn)
             pids = {"capture": server.pid, "sink": store.pid}
@@ -280,17 +281,6 @@ class _Watch:
                 ).fetchall()
                 now = time.monotonic()
                 self._delays += [now - self._wanted.pop(event_id) for (event_id,) in seen]
-
-
-def _is_ready(port: int) -> bool:
-    client = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        client.request("GET", "/healthz")
-        return client.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        client.close()
 
 
 def _quantiles(values: list[float]) -> str:

@@ -21,19 +21,22 @@ import psycopg
 from rich.console import Console
 from rich.rule import Rule
 
-from heap_extension.cluster import free_port
+from heap_extension.cluster import ClusterError, free_port
 from heap_extension.load import LOADED_COLUMNS, LoadedEvent
 from heap_extension.shop import DEFINITIONS, shop_events
-from heap_ingest.broker import BrokerError
 from heap_ingest.log import find_span
 from heap_ingest.topics import create_topics, delete_topics
 from heap_ingest.write_keys import make_write_key
 
-__all__ = ["DEMO_APP", "demonstrate"]
+__all__ = ["DEMO_APP", "DemoError", "demonstrate", "is_ready"]
 
 DEMO_APP = "shop_live"
 _BATCH = 50
 _SECONDS = 60.0
+
+
+class DemoError(ClusterError):
+    """A part did not start or did not do its work; the message says which."""
 
 
 def demonstrate(dsn: str, bootstrap_servers: str, console: Console, users: int) -> None:
@@ -43,7 +46,7 @@ def demonstrate(dsn: str, bootstrap_servers: str, console: Console, users: int) 
         users: visitors to generate; 17 events each.
 
     Raises:
-        BrokerError: a part did not start or did not do its work in time, or an event is missing or too many.
+        DemoError: a part did not start or did not do its work in time, or an event is missing or too many.
     """
     topic = f"heap-demo-{secrets.token_hex(4)}"
     dead_letters = f"{topic}-dead"
@@ -59,7 +62,7 @@ def demonstrate(dsn: str, bootstrap_servers: str, console: Console, users: int) 
             common = ["--dsn", dsn, "--bootstrap-servers", bootstrap_servers, "--topic", topic]
             sink = ["sink", *common, "--dead-letters", dead_letters, "--group", topic, "--instance", "demo"]
             with _command("serve", *common, "--port", str(port)):
-                _wait("the capture server does not answer", lambda: _is_ready(port))
+                _wait("the capture server does not answer", lambda: is_ready(port))
                 events = list(shop_events(datetime.now(UTC), users=users))
                 half = len(events) // 2
                 console.print(Rule("HTTP -> Kafka -> tables"))
@@ -102,7 +105,7 @@ def _send(port: int, key: str, events: Iterable[LoadedEvent]) -> set[_Id]:
             response = connection.getresponse()
             answer: dict[str, Any] = json.loads(response.read())
             if response.status != 200 or answer["rejected"]:
-                raise BrokerError(f"the capture server answered {response.status}: {answer}")
+                raise DemoError(f"the capture server answered {response.status}: {answer}")
             acknowledged |= {(event.user_id, event.event_id or 0) for event in batch}
     finally:
         connection.close()
@@ -137,10 +140,11 @@ def _compare(acknowledged: set[_Id], stored: list[_Id]) -> None:
     lost, twice = len(acknowledged - set(stored)), len(stored) - len(set(stored))
     strange = len(set(stored) - acknowledged)
     if lost or twice or strange:
-        raise BrokerError(f"{lost} events are lost, {twice} are there twice, {strange} were never acknowledged")
+        raise DemoError(f"{lost} events are lost, {twice} are there twice, {strange} were never acknowledged")
 
 
-def _is_ready(port: int) -> bool:
+def is_ready(port: int) -> bool:
+    """Whether a capture server on this port of loopback takes events."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", "/healthz")
@@ -155,7 +159,7 @@ def _wait(otherwise: str, condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + _SECONDS
     while not condition():
         if time.monotonic() > deadline:
-            raise BrokerError(f"{otherwise}, in {_SECONDS:.0f} s")
+            raise DemoError(f"{otherwise}, in {_SECONDS:.0f} s")
         time.sleep(0.05)
 
 

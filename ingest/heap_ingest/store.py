@@ -115,12 +115,12 @@ def _event_row(event: EventMessage, enrichment: Enrichment) -> tuple[Any, ...]:
 def is_data_error(error: psycopg.Error) -> bool:
     """True when the rows are at fault and not the database: what no waiting mends.
 
-    Bad values and broken constraints, values beyond PostgreSQL's limits, exceptions raised by triggers. psycopg refuses
+    Bad values, broken constraints, values beyond PostgreSQL's limits, exceptions raised by functions. psycopg refuses
     some values itself, without a code.
     """
     if error.sqlstate is None:
         return isinstance(error, psycopg.DataError)
-    return error.sqlstate[:2] in {"21", "22", "23", "54", "P0"}
+    return error.sqlstate[:2] in {"21", "22", "23", "38", "54", "P0"}
 
 
 class Store:

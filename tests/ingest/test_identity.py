@@ -70,7 +70,7 @@ def everybody(dsn: str) -> Iterator[psycopg.Connection[Any]]:
         connection.execute("SELECT heap.drop_app(%s)", (APP,))
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_the_order_of_arrival_does_not_matter(
     dsn: str, everybody: psycopg.Connection[Any], data: st.DataObject

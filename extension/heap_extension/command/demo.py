@@ -80,7 +80,7 @@ def _demonstrate_ingest(dsn: str | None, console: Console, users: int) -> None:
         with psycopg.connect(dsn, application_name="heap demo") as connection:
             connection.execute("SELECT set_config('heap.app', %s, false)", (DEMO_APP,))
             show_app_times(connection)
-            _show(connection, console, _ANALYSES[0])
+            _show(connection, console, _ANALYSES[0], with_sql=False)
 
 
 def _load(connection: psycopg.Connection[Any], console: Console, users: int) -> None:
@@ -107,11 +107,12 @@ def _define(connection: psycopg.Connection[Any], console: Console) -> None:
     print_table(console, [column.name for column in cursor.description or ()], cursor.fetchall())
 
 
-def _show(connection: psycopg.Connection[Any], console: Console, statement: str) -> None:
+def _show(connection: psycopg.Connection[Any], console: Console, statement: str, *, with_sql: bool = True) -> None:
     console.print(Rule("Analysis"))
     console.print(statement, style="bold", markup=False, soft_wrap=True)
     (sql,) = connection.execute("SELECT heap.sql(%s)", (statement,)).fetchone() or ("",)
-    console.print(Syntax(sql, "sql", background_color="default"))
+    if with_sql:
+        console.print(Syntax(sql, "sql", background_color="default"))
     for (line,) in connection.execute("SELECT heap.explain(%s)", (statement,)):
         if not line:
             break
