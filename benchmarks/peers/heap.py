@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from heap_extension.cluster import Cluster
 from heap_extension.nodes import create_extension
 from heap_extension.postgres import find_postgres
 
-__all__ = ["Heap", "app_of", "users_of"]
+__all__ = ["Heap", "app_of", "plain_table", "users_of"]
 
 _PATIENCE = 120
 _SETTINGS = """
@@ -41,11 +41,16 @@ _PLANS = ("free", "pro", "team")
 
 
 class Heap:
-    """A cluster in `folder`; with `workers`, of a coordinator and so many."""
+    """A cluster in `folder`; with `workers`, of a coordinator and so many.
 
-    def __init__(self, folder: Path, workers: int = 0) -> None:
+    Attributes:
+        tiers: whose events are defined.
+    """
+
+    def __init__(self, folder: Path, workers: int = 0, tiers: Sequence[str] | None = None) -> None:
         self.name = "heap on Citus" if workers else "heap"
         self.workers = workers
+        self.tiers = tuple(EVENTS) if tiers is None else tuple(tiers)
         self.cluster = Cluster(find_postgres(), folder)
         self._connection: psycopg.Connection[Any] | None = None
         self._app: str | None = None
@@ -108,8 +113,8 @@ class Heap:
                 list(threads.map(lambda file: self._copy(app, file), dataset.files))
             self._load_users(connection, app, dataset)
             connection.execute("SELECT set_config('heap.app', %s, false)", (app,))
-            for tier in EVENTS.values():
-                for event in tier:
+            for tier in self.tiers:
+                for event in EVENTS[tier]:
                     connection.execute("SELECT heap.define_event(%s, %s)", (event.name, event.definition))
             for table in ("users", *(f"events_{month.replace('-', '_')}" for month in MONTHS)):
                 connection.execute(f"VACUUM (ANALYZE, FREEZE) {app}.{table}")
@@ -149,6 +154,17 @@ class Heap:
         ).fetchone() or (0,)
         return float(total) / dataset.events
 
+    def bytes_of_definitions(self, dataset: Dataset) -> dict[str, float]:
+        """Bytes of the indexes of one definition of each tier, on plain PostgreSQL."""
+        app = app_of(dataset)
+        sizes = {}
+        for tier in self.tiers:
+            (size,) = self.asked(dataset).execute(
+                "SELECT bytes FROM heap.events WHERE app = %s AND name = %s", (app, EVENTS[tier][0].name)
+            ).fetchone() or (0,)
+            sizes[f"bytes of a definition, {tier}"] = float(size or 0)
+        return sizes
+
     def settings(self) -> str:
         with psycopg.connect(self.dsn) as connection:
             names = [line.split(" = ")[0] for line in _SETTINGS.strip().splitlines()]
@@ -185,16 +201,17 @@ def users_of(dataset: Dataset) -> list[int]:
     return sorted(users)
 
 
+def plain_table(table: pa.Table) -> pa.Table:
+    """The table with texts written out, as CSV wants them."""
+    columns = [column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column for column in table.columns]
+    return pa.table(columns, names=table.column_names)
+
+
 def _csv(file: Path) -> Iterator[bytes]:
     for batch in pq.ParquetFile(file).iter_batches(100_000):
-        table = pa.Table.from_batches([batch])
-        plain = [
-            column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column for column in table.columns
-        ]
         sink = io.BytesIO()
-        pyarrow.csv.write_csv(
-            pa.table(plain, names=table.column_names), sink, pyarrow.csv.WriteOptions(include_header=False)
-        )
+        table = plain_table(pa.Table.from_batches([batch]))
+        pyarrow.csv.write_csv(table, sink, pyarrow.csv.WriteOptions(include_header=False))
         yield sink.getvalue()
 
 
