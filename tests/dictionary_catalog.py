@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
-from heap_compiler.catalog import Segment
+from heap_compiler.catalog import MergingUsers, Segment
 
 
 class DictionaryCatalog:
     schema = "shop"
     time_zone = ZoneInfo("Europe/Berlin")
     now = datetime(2026, 6, 17, 12, tzinfo=UTC)
+    merging: MergingUsers | None = None
 
     def __init__(self, definitions: dict[str, str] | None = None, sizes: dict[str, int] | None = None) -> None:
         self.definitions = definitions if definitions is not None else {

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import NamedTuple, Protocol
 from zoneinfo import ZoneInfo
 
-__all__ = ["Catalog", "Segment"]
+__all__ = ["Catalog", "MergingUsers", "Segment"]
 
 
 class Segment(NamedTuple):
@@ -18,6 +18,22 @@ class Segment(NamedTuple):
 
     definition: str
     list_table: str | None
+
+
+class MergingUsers(NamedTuple):
+    """Users whose events and rows are being copied to others.
+
+    Attributes:
+        batch: the number that their copies carry, and negated the originals that were copied.
+        merged: the users that end.
+        into: those they become, not among `merged`.
+        is_moved: whether the copies are read, and no longer the originals.
+    """
+
+    batch: int
+    merged: tuple[int, ...]
+    into: tuple[int, ...]
+    is_moved: bool
 
 
 class Catalog(Protocol):
@@ -34,6 +50,10 @@ class Catalog(Protocol):
     @property
     def now(self) -> datetime:
         """The instant `over last ...` counts back from, with a time zone."""
+
+    @property
+    def merging(self) -> MergingUsers | None:
+        """The merge of users under way, or None."""
 
     def definition(self, name: str) -> str | None:
         """The event expression a defined event stands for, or None when there is no event of that name."""

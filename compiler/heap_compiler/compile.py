@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sqlglot import exp
+
 from heap_compiler import syntax
-from heap_compiler.analyses import ANALYSES
+from heap_compiler.analyses import analysis_of
 from heap_compiler.analysis import ResultColumn
 from heap_compiler.bind import Binder, bind_definition, unknown_event
 from heap_compiler.catalog import Catalog
 from heap_compiler.errors import HeapError, Span
 from heap_compiler.members import events_named, segments_named, unknown_segment
 from heap_compiler.parse import parse, parse_event, parse_members
-from heap_compiler.passes import QUERY_PASSES
+from heap_compiler.passes import QUERY_PASSES, STORAGE_PASSES
 from heap_compiler.scan import Scan, scans_in
 from heap_compiler.sql import generate
 
@@ -149,7 +151,7 @@ def _compile(text: str, catalog: Catalog, keyword: str | None) -> Compiled:
 def _analyse(statement: syntax.AnalysisStatement, text: str, catalog: Catalog, keyword: str | None) -> CompiledQuery:
     if keyword not in {None, statement.keyword}:
         raise HeapError(f"this is a {statement.keyword}, not a {keyword}", statement.span)
-    analysis = next(analysis for analysis in ANALYSES if analysis.keyword == statement.keyword)
+    analysis = analysis_of(statement.keyword)
     binder = Binder(text, catalog, statement.clauses, analysis.clauses)
     plan = analysis.bind(statement, binder)
     query = analysis.lower(plan)
@@ -159,7 +161,13 @@ def _analyse(statement: syntax.AnalysisStatement, text: str, catalog: Catalog, k
     sources = {**analysis.sources(plan), **binder.sources}
     for scan in scans:
         sources.setdefault(scan.alias, scan.event)
-    return CompiledQuery(statement.keyword, generate(query), analysis.row, sources, scans)
+    return CompiledQuery(statement.keyword, _stored(query, catalog), analysis.row, sources, scans)
+
+
+def _stored(query: exp.Query, catalog: Catalog) -> str:
+    for storage_pass in STORAGE_PASSES:
+        query = storage_pass(query, catalog)
+    return generate(query)
 
 
 def compile_definition(name: str, definition: str, catalog: Catalog) -> CompiledDefinition:
@@ -204,7 +212,7 @@ def _segment(name: str, definition: str, members: syntax.Members, catalog: Catal
         query = query_pass(query)
     events = {name for event in events_named(members.predicate) for name in _names(event)}
     segments = segments_named(members.predicate)
-    return CompiledSegment(name, definition, generate(query), tuple(sorted(events)), tuple(sorted(segments)))
+    return CompiledSegment(name, definition, _stored(query, catalog), tuple(sorted(events)), tuple(sorted(segments)))
 
 
 def _definition(name: str, definition: str, event: syntax.Event, catalog: Catalog) -> CompiledDefinition:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, TextIO
 from zoneinfo import ZoneInfo
 
-from heap_extension.load import LOADED_COLUMNS, LoadedEvent, hash_bigint
+from heap_extension.load import LOADED_COLUMNS, LoadedEvent
+from heap_extension.user_ids import hash_bigint
 
 _Rows = Generator[tuple[int, Mapping[str, Any] | None, list[str]], None, None]
 """Line number, fields by name, and the row as written; for a row that is none, no fields, and the reason before it."""

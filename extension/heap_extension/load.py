@@ -6,7 +6,6 @@ came; then SQL gives event ids and sessions to those that have none, makes the p
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from psycopg.types.json import Jsonb
 
 from heap_compiler.schema import EVENT_COLUMNS
 
-__all__ = ["LOADED_COLUMNS", "LoadResult", "LoadedEvent", "Loader", "hash_bigint"]
+__all__ = ["LOADED_COLUMNS", "LoadResult", "LoadedEvent", "Loader"]
 
 LOADED_COLUMNS = tuple(
     name for name in EVENT_COLUMNS if name not in {"user_id", "time", "event_id", "session_id", "type"}
@@ -49,13 +48,6 @@ class LoadResult(NamedTuple):
     inserted: int
     known: int
     users: int
-
-
-def hash_bigint(text: str) -> int:
-    """A signed 64-bit hash of the text, the same on every machine: how string ids become bigint ones."""
-    return int.from_bytes(
-        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big", signed=True
-    )
 
 
 class Loader:

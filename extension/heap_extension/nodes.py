@@ -108,5 +108,6 @@ def create_extension(dsn: str) -> None:
         if behind:
             found = ", ".join(f"{node.place} has {node.version or 'none'}" for node in behind)
             raise InstallError(f"the extension could not be brought to {VERSION} everywhere: {found}")
+        connection.execute("SELECT heap.upgrade_apps()")
         connection.execute("SELECT heap.make_roles()")  # first: the nodes of Citus see them once committed
         connection.execute("SELECT heap.grant_roles()")

@@ -12,7 +12,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from heap_compiler.hierarchy import Element, encode
-from heap_extension.load import LOADED_COLUMNS, LoadedEvent, hash_bigint
+from heap_extension.load import LOADED_COLUMNS, LoadedEvent
+from heap_extension.user_ids import hash_bigint
 
 __all__ = ["DAYS", "DEFINITIONS", "shop_events"]
 

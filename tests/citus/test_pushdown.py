@@ -30,14 +30,14 @@ def test_no_example_of_the_reference_brings_users_to_the_coordinator(dsn: str) -
                 connection.execute("SELECT heap.query(%s)", (example,))
             if first in {"define", "drop", "segment"}:
                 continue
-            found = list(_problems(connection, example))
+            found = list(problems(connection, example))
             if found:
                 problems[example] = found
         connection.rollback()
     assert problems == {}, "\n".join(f"{found} {example}" for example, found in problems.items())
 
 
-def _problems(connection: psycopg.Connection[Any], statement: str) -> Iterator[str]:
+def problems(connection: psycopg.Connection[Any], statement: str) -> Iterator[str]:
     (sql,) = connection.execute("SELECT heap.sql(%s)", (statement,)).fetchone() or ("",)
     (plan,) = connection.execute(f"EXPLAIN (FORMAT JSON) {sql}").fetchone() or (None,)
     tasks = [[node for node in plan_nodes(task["Remote Plan"]) if "Node Type" in node]

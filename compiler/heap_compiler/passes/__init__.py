@@ -5,6 +5,7 @@
 | `PREDICATE_PASSES` | conjuncts of one predicate | shape the condition that index and query share |
 | `SEQUENCE_PASSES` | a sequence of steps | decide ranges, frames and strategy before there is any SQL |
 | `QUERY_PASSES` | a whole query | check what was built |
+| `STORAGE_PASSES` | a whole query, the catalog | read what is stored now |
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ from collections.abc import Callable
 
 from sqlglot import exp
 
+from heap_compiler.catalog import Catalog
 from heap_compiler.passes.choose_strategy import choose_strategy
 from heap_compiler.passes.disjoint_steps import disjoint_steps
 from heap_compiler.passes.gate_predicates import gate_predicates
 from heap_compiler.passes.order_conjuncts import order_conjuncts
 from heap_compiler.passes.prune_time import prune_time
+from heap_compiler.passes.read_merging_users import read_merging_users
 from heap_compiler.passes.verify_pushdown import verify_pushdown
 from heap_compiler.sequence import Sequence
 
-__all__ = ["PREDICATE_PASSES", "QUERY_PASSES", "SEQUENCE_PASSES"]
+__all__ = ["PREDICATE_PASSES", "QUERY_PASSES", "SEQUENCE_PASSES", "STORAGE_PASSES"]
 
 PREDICATE_PASSES: tuple[Callable[[tuple[exp.Expr, ...]], tuple[exp.Expr, ...]], ...] = (
     gate_predicates,
@@ -35,3 +38,5 @@ SEQUENCE_PASSES: tuple[Callable[[Sequence], Sequence], ...] = (
 )
 
 QUERY_PASSES: tuple[Callable[[exp.Query], exp.Query], ...] = (verify_pushdown,)
+
+STORAGE_PASSES: tuple[Callable[[exp.Query, Catalog], exp.Query], ...] = (read_merging_users,)

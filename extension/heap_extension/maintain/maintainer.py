@@ -18,6 +18,7 @@ import psycopg
 from psycopg.rows import class_row
 
 from heap_extension.maintain.execute import execute
+from heap_extension.maintain.merges import UserMerges
 from heap_extension.maintain.nodes import APPLICATION, connect_node
 from heap_extension.maintain.work import IndexRow, Kind, PartitionRow, Work, index_work, partition_work
 
@@ -25,6 +26,9 @@ __all__ = ["Maintainer", "Settings"]
 
 _LONGEST_PAUSE = 60.0
 """Seconds until work that failed is tried again, at most."""
+
+_BETWEEN_SWEEPS = 60.0
+"""Seconds between looks for events of users that were merged, at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,8 @@ class Maintainer:
         self.progress = progress
         self._failures: defaultdict[Work, _Failure] = defaultdict(_Failure)
         self._asked: set[tuple[str, str]] = set()
+        self._merges: dict[str, UserMerges] = {}
+        self._sweep_at = 0.0
         self._stop = threading.Event()
         self._moved = time.monotonic()
         """When work was last done, here or by another."""
@@ -120,6 +126,7 @@ class Maintainer:
         apps = [name for (name,) in leader.execute("SELECT name FROM heap.app ORDER BY 1").fetchall()]
         for app in apps:
             self._make_partitions(leader, app, settings)
+        merging = self._merge_users(leader, apps, settings)
         with leader.cursor(row_factory=class_row(IndexRow)) as cursor:
             columns = ", ".join(IndexRow.__slots__)
             health = cursor.execute(f"SELECT {columns} FROM heap.index_health()").fetchall()
@@ -136,7 +143,7 @@ class Maintainer:
                 )
                 work += partition_work(rows.fetchall(), vacuum_below=settings.vacuum_below)
         self._do(leader, work, settings)
-        return len(work) + states["building"] + states["unreachable"] + asleep
+        return len(work) + states["building"] + states["unreachable"] + asleep + merging
 
     def _stands_still(self, patience: float) -> bool:
         return time.monotonic() - self._moved > patience
@@ -150,6 +157,7 @@ class Maintainer:
         for role, _ in ended:
             self.report(f"ended a session of {role} that held the lock of heap maintain")
         row = connection.execute("SELECT pg_try_advisory_lock(hashtextextended('heap maintain', 0))").fetchone()
+        self._merges, self._sweep_at = {}, 0.0  # another may have led meanwhile
         return row == (True,)
 
     def _settings(self, leader: psycopg.Connection[Any]) -> Settings:
@@ -172,6 +180,34 @@ class Maintainer:
             if leader.closed:
                 raise
             self.report(f"failed: partitions of {app}: {_first_line(error)}")
+
+    def _merge_users(self, leader: psycopg.Connection[Any], apps: list[str], settings: Settings) -> int:
+        """Goes on with the merges of every app; of how many there may be more to do."""
+        left = 0
+        sweeps = time.monotonic() >= self._sweep_at
+        began = time.monotonic()
+        for app in apps:
+            if app not in self._merges:
+                self._merges[app] = UserMerges(self.dsn, app, leader, settings.lock_timeout)
+            self._merges[app].patience = settings.lock_timeout
+            try:
+                if sweeps:
+                    self._merges[app].merge_late_users()
+                merged = self._merges[app].advance()
+            except psycopg.Error as error:
+                if leader.closed:
+                    raise
+                left += 1
+                self.report(f"failed: merge users of {app}: {_first_line(error)}")
+                continue
+            left += merged is not None
+            if merged:
+                self._moved = time.monotonic()
+                self.report(f"merged users of {app}: {merged}")
+        if sweeps:
+            took = time.monotonic() - began
+            self._sweep_at = time.monotonic() + max(_BETWEEN_SWEEPS, 100 * took)
+        return left
 
     def _note_use(self, leader: psycopg.Connection[Any], health: list[IndexRow], settings: Settings) -> int:
         """Remembers when indexes were scanned, and lets definitions sleep that nobody asks about; how many of these."""

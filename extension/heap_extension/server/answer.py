@@ -17,10 +17,8 @@ from heap_compiler import (
     compile_segment,
     compile_statement,
 )
-from heap_compiler.complete import complete
-from heap_extension.server import apps, definitions, plans, segments
+from heap_extension.server import apps, definitions, plans, segments, users
 from heap_extension.server.catalog import App, Database, DatabaseCatalog, rows
-from heap_extension.server.vocabulary import AppVocabulary, NoVocabulary
 
 __all__ = ["Answer", "answer"]
 
@@ -44,8 +42,9 @@ def answer(database: Database, request: str, arguments: list[str | None]) -> Ans
     Args:
         database: PL/Python's `plpy`.
         request: statement, analysis, describe, complete, app, create_app, drop_app, make_partitions, define_event,
-            drop_event, define_segment, drop_segment, list_segment or unlist_segment. All but create_app and drop_app
-            are about the chosen app, whose rights were checked: no argument names another.
+            drop_event, define_segment, drop_segment, list_segment, unlist_segment, merge_users, identify, known_user,
+            delete_user, user_traces or upgrade_app. All but create_app and drop_app are about the chosen app, whose
+            rights were checked: no argument names another.
         arguments: those of the SQL function.
     """
     try:
@@ -71,6 +70,19 @@ def _answer(database: Database, request: str, arguments: list[str | None]) -> tu
         case "make_partitions":
             return "make partitions", apps.make_partitions(database, app.name, first, second)
     catalog = DatabaseCatalog(database, app)
+    match request:
+        case "merge_users":
+            return "merge users", users.merge(catalog, first, second)
+        case "identify":
+            return "identify", users.identify(catalog, first, second)
+        case "known_user":
+            return "user", users.known_user(catalog, first)
+        case "delete_user":
+            return "delete user", users.delete(catalog, first)
+        case "user_traces":
+            return "query", users.traces(catalog, first)
+        case "upgrade_app":
+            return "upgrade app", users.upgrade(catalog)
     if first is None or (second is None and request in {"define_event", "define_segment"}):
         raise HeapError("a statement, not null, is expected")
     match request:
@@ -102,6 +114,9 @@ def _answer(database: Database, request: str, arguments: list[str | None]) -> tu
 
 
 def _complete(database: Database, text: str | None, position: str | None) -> list[str]:
+    from heap_compiler.complete import complete  # it reads every analysis: no other request should wait for that
+    from heap_extension.server.vocabulary import AppVocabulary, NoVocabulary
+
     try:
         vocabulary: AppVocabulary | NoVocabulary = AppVocabulary(DatabaseCatalog(database, App.current(database)))
     except HeapError:  # no app, or none chosen: whoever runs a statement is told

@@ -14,6 +14,7 @@ from heap_extension.server.catalog import Database, has_citus, known_apps, rows,
 from heap_extension.server.indexes import WAKE_MAINTAIN, create_index, left_to_maintain
 from heap_extension.server.quote import identifier, literal, qualified
 from heap_extension.server.roles import grant_roles
+from heap_extension.server.users import merging_tables
 
 __all__ = ["create_app", "drop_app", "make_partitions"]
 
@@ -22,7 +23,7 @@ _RESERVED = {"heap", "public", "citus", "information_schema"}
 _MONTHS_AHEAD = 3
 _MAX_SHARDS = 64_000
 _MAX_PARTITIONS = 1_200
-_STORED = [*EVENT_COLUMNS, "properties"]
+_MERGE_ID = "The merge of users that copied the event here; negative: it was copied, and waits to be deleted"
 
 
 def create_app(
@@ -64,11 +65,12 @@ def create_app(
     commands = [
         f"CREATE SCHEMA {identifier(name)}",
         f"CREATE TABLE {events} ({', '.join(columns)}, properties jsonb DEFAULT '{{}}', {', '.join(keys)},"
-        " PRIMARY KEY (user_id, time, event_id)) PARTITION BY RANGE (time)",
+        " merge_id bigint, PRIMARY KEY (user_id, time, event_id)) PARTITION BY RANGE (time)",
         f"CREATE TABLE {users} ({user_columns}, properties jsonb DEFAULT '{{}}', PRIMARY KEY (user_id))",
         f"INSERT INTO heap.app (name, time_zone) VALUES ({literal(name)}, {literal(str(zone))})",
         f"COMMENT ON SCHEMA {identifier(name)} IS {literal(f'Events and users of the app {name}')}",
         f"COMMENT ON TABLE {events} IS 'One row per captured event; partitioned by month'",
+        f"COMMENT ON COLUMN {events}.merge_id IS {literal(_MERGE_ID)}",
         f"COMMENT ON TABLE {users} IS 'One row per known user: the identity the app knows, and properties'",
         *(
             f"COMMENT ON COLUMN {events}.{identifier(column.name)} IS {literal(column.comment)}"
@@ -85,12 +87,13 @@ def create_app(
             f"SELECT create_distributed_table({literal(users)}, 'user_id', colocate_with => 'none'{count})",
             f"SELECT create_distributed_table({literal(events)}, 'user_id', colocate_with => {literal(users)})",
         ]
+    commands += merging_tables(name, distributed=distributed)
     commands.append(f"CREATE TABLE {qualified(name, 'events_default')} PARTITION OF {events} DEFAULT")
     commands += _statistics(name, "events_default")
     today = datetime.now(UTC)
     first = today.year * 12 + today.month - 1
     for month in range(first, first + _MONTHS_AHEAD + 1):
-        commands += _partition(name, month, [], waiting=False)
+        commands += _partition(name, month, [], moving=[])
     return [*commands, grant_roles(name)]
 
 
@@ -155,8 +158,9 @@ def make_partitions(database: Database, name: str, first: str | None, last: str 
         if not maintained
     ]
     commands = [f"LOCK TABLE {qualified(name, 'events')} IN SHARE ROW EXCLUSIVE MODE"] if waiting else []
+    stored = _stored_columns(database, name) if waiting else []
     for month in missing:
-        commands += _partition(name, month, definitions, waiting=_month_text(month) in waiting)
+        commands += _partition(name, month, definitions, moving=stored if _month_text(month) in waiting else [])
     return [*commands, grant_roles(name), *([WAKE_MAINTAIN] if maintained else [])]
 
 
@@ -177,18 +181,31 @@ def _partition_name(month: int) -> str:
     return f"events_{_month_text(month).replace('-', '_')}"
 
 
-def _partition(app: str, month: int, definitions: list[tuple[str, str]], *, waiting: bool) -> Iterator[str]:
-    """One month's partition. With `waiting`, events of that month are in the default partition and move over."""
+def _stored_columns(database: Database, app: str) -> list[str]:
+    """The columns of events that are not generated."""
+    found = rows(
+        database,
+        "SELECT attname AS name FROM pg_catalog.pg_attribute WHERE attnum > 0 AND NOT attisdropped"
+        " AND attgenerated = '' AND attrelid = pg_catalog.to_regclass(pg_catalog.quote_ident($1) || '.events')"
+        " ORDER BY attnum",
+        app=app,
+    )
+    return [row["name"] for row in found]
+
+
+def _partition(app: str, month: int, definitions: list[tuple[str, str]], *, moving: list[str]) -> Iterator[str]:
+    """One month's partition. With `moving`, the stored columns, events of that month are in the default partition and
+    move over."""
     name = _partition_name(month)
     table, events, default = qualified(app, name), qualified(app, "events"), qualified(app, "events_default")
     bounds = [literal(f"{_month_text(bound)}-01 00:00:00+00") for bound in (month, month + 1)]
-    if waiting:
-        columns = ", ".join(identifier(column) for column in _STORED)
+    columns = ", ".join(identifier(column) for column in moving)
+    if moving:
         of_month = f"time >= {bounds[0]} AND time < {bounds[1]}"
         yield f"CREATE TEMPORARY TABLE events_moving ON COMMIT DROP AS SELECT {columns} FROM {default} WHERE {of_month}"
         yield f"DELETE FROM {default} WHERE {of_month}"
     yield f"CREATE TABLE {table} PARTITION OF {events} FOR VALUES FROM ({bounds[0]}) TO ({bounds[1]})"
-    if waiting:
+    if moving:
         yield f"INSERT INTO {events} ({columns}) SELECT {columns} FROM pg_temp.events_moving"
         yield "DROP TABLE pg_temp.events_moving"
     yield from _statistics(app, name)

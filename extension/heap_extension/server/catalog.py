@@ -10,11 +10,20 @@ from typing import Any, Protocol
 from zoneinfo import ZoneInfo
 
 from heap_compiler import HeapError
-from heap_compiler.catalog import Segment
+from heap_compiler.catalog import MergingUsers, Segment
 from heap_compiler.errors import Span, nearest
 from heap_compiler.ranges import parse_time
 
-__all__ = ["App", "Database", "DatabaseCatalog", "Definition", "has_citus", "known_apps", "with_definition"]
+__all__ = [
+    "App",
+    "Database",
+    "DatabaseCatalog",
+    "Definition",
+    "has_citus",
+    "is_distributed",
+    "known_apps",
+    "with_definition",
+]
 
 
 class Database(Protocol):
@@ -109,6 +118,18 @@ def has_citus(database: Database) -> bool:
     return bool(row["found"])
 
 
+def is_distributed(database: Database, app: str) -> bool:
+    """Whether the app's tables are spread over shards: not if it is older than Citus in this database."""
+    return has_citus(database) and bool(
+        rows(
+            database,
+            "SELECT FROM pg_catalog.pg_dist_partition WHERE logicalrelid ="
+            " pg_catalog.to_regclass(pg_catalog.quote_ident($1) || '.events')",
+            app=app,
+        )
+    )
+
+
 def known_apps(database: Database) -> list[str]:
     """The names of the apps the role may use."""
     return [row["name"] for row in rows(database, "SELECT name FROM heap.app")]
@@ -175,6 +196,20 @@ class DatabaseCatalog:
             )
             for row in found
         }
+
+    @cached_property
+    def merging(self) -> MergingUsers | None:
+        """The batch of users that `heap maintain` is merging, if there is one."""
+        found = rows(
+            self.database,
+            "SELECT user_id, merged_into, batch, is_moved FROM heap.user_merge WHERE app = $1 AND batch IS NOT NULL",
+            app=self.app.name,
+        )
+        if not found:
+            return None
+        merged = tuple(int(row["user_id"]) for row in found)
+        into = {int(row["merged_into"]) for row in found}
+        return MergingUsers(int(found[0]["batch"]), merged, tuple(sorted(into)), bool(found[0]["is_moved"]))
 
     def segment(self, name: str) -> Segment | None:
         found = self.segments.get(name)

@@ -14,7 +14,7 @@ WHERE p.pronamespace = 'heap'::regnamespace
             NOT p.prosecdef
             AND (l.lanpltrusted OR p.prokind = 'a')
             AND p.proname NOT IN (
-                'create_app', 'drop_app', 'grant_analyst', 'grant_roles', 'make_roles', '_make_role', '_drop_roles', '_grant_functions'
+                'create_app', 'drop_app', 'upgrade_apps', 'grant_analyst', 'grant_roles', 'make_roles', '_make_role', '_drop_roles', '_grant_functions'
             )
         )
     )
@@ -109,7 +109,7 @@ BEGIN
             FROM pg_class AS c
             WHERE c.relnamespace = to_regnamespace(quote_ident(asked))
                 AND (
-                    c.relname IN ('events', 'users')
+                    c.relname IN ('events', 'users', 'merged_users')
                     OR c.oid IN (
                         SELECT h.inhrelid FROM pg_inherits AS h WHERE h.inhparent = to_regclass(quote_ident(asked) || '.events')
                     )
