@@ -29,7 +29,9 @@ EVENTS = 10_000_000
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--events", type=int, default=EVENTS, help="how many events most is measured on")
     parser.addoption("--folder", type=Path, help="where data and systems are kept from run to run")
-    parser.addoption("--results", type=Path, help="where RESULTS.md goes; here for 10 million events, else into --folder")
+    parser.addoption(
+        "--results", type=Path, help="where RESULTS.md goes; here for 10 million events, else into --folder"
+    )
 
 
 @dataclass
@@ -88,7 +90,11 @@ def bench(request: pytest.FixtureRequest, folder: Path, results: Results) -> Ite
     heap = Heap(folder / "heap")
     citus = [Heap(folder / "citus", workers=2)] if postgres.has_extension("citus") else []
     plain = Postgres(heap)
-    files: list[Peer] = [ClickHouse(folder / "clickhouse", "typed"), ClickHouse(folder / "clickhouse-json", "json"), DuckDB(folder / "duckdb")]
+    files: list[Peer] = [
+        ClickHouse(folder / "clickhouse", "typed"),
+        ClickHouse(folder / "clickhouse-json", "json"),
+        DuckDB(folder / "duckdb"),
+    ]
     peers: list[Peer] = [heap, *citus, *files, plain]
     for peer in peers:
         peer.start()

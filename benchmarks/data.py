@@ -81,7 +81,7 @@ TIERS: dict[str, tuple[Kind, ...]] = {
     "1 %": _captured(0.01, "/new", "Invite", "/import", "Share", "/export", "Assign", "/archive", "Print"),
     "10 %": _captured(0.1, "/", "Search", "/feed", "Open", "/projects", "Comment", "/reports", "Next"),
 }
-"""Kinds of a tier in the order users tend to do them; those of a tier named by a share are each so much of all events."""
+"""Kinds of a tier in the order users tend to do them. Of a tier named by a share, each is so much of all events."""
 
 KINDS: tuple[Kind, ...] = tuple(kind for tier in TIERS.values() for kind in tier)
 _REST = Kind("pageview", "/item/{n}", variants=2_000)

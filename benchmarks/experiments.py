@@ -12,7 +12,9 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -71,7 +73,9 @@ def take_turns(
     """
     took: dict[str, list[float]] = {name: [] for name in runs}
     warm = {name: (known or {}).get(name) or run() for name, run in runs.items()}
-    rounds = {name: 0 if seconds > _SLOW else max(3, min(_ROUNDS, int(_BUDGET / seconds))) for name, seconds in warm.items()}
+    rounds = {
+        name: 0 if seconds > _SLOW else max(3, min(_ROUNDS, int(_BUDGET / seconds))) for name, seconds in warm.items()
+    }
     first, *others = runs
 
     def turn(names: Sequence[str]) -> None:
@@ -116,15 +120,19 @@ def compare(
             results.stopped.get(question.title, {}).pop(peer.name, None)
             warm[peer.name], variant = best
             results.ways.setdefault(question.title, {})[peer.name] = variant
-            runs[peer.name] = lambda peer=peer, variant=variant: peer.ask(dataset, question, variant).seconds
+            runs[peer.name] = partial(_seconds, peer, dataset, question, variant)
     for name, times in take_turns(runs, benchmark, warm).items():
         results.add("warm", question.title, name, times)
     _said(results, "warm", question.title)
 
 
+def _seconds(peer: Peer, dataset: Dataset, question: Question, variant: str) -> float:
+    return peer.ask(dataset, question, variant).seconds
+
+
 def _said(results: Results, experiment: str, subject: str) -> None:
     of = results.seconds[experiment][subject]
-    say(f"{experiment}: {subject}: " + ", ".join(f"{name} {1000 * sorted(t)[len(t) // 2]:.1f} ms" for name, t in of.items()))
+    say(f"{experiment}: {subject}: " + ", ".join(f"{name} {1000 * median(t):.1f} ms" for name, t in of.items()))
 
 
 def compare_cold(question: Question, peers: Sequence[Peer], dataset: Dataset, results: Results) -> None:
@@ -150,15 +158,13 @@ def _drop_caches() -> bool:
     return True
 
 
-def compare_sizes(
-    question: Question, peers: Sequence[Peer], datasets: Sequence[Dataset], results: Results
-) -> None:
+def compare_sizes(question: Question, peers: Sequence[Peer], datasets: Sequence[Dataset], results: Results) -> None:
     """The same question about more and more events."""
     for dataset in datasets:
         runs = {}
         for peer in peers:
             variant = results.ways.get(question.title, {}).get(peer.name) or peer.variants(question)[0]
-            runs[peer.name] = lambda peer=peer, variant=variant: peer.ask(dataset, question, variant).seconds
+            runs[peer.name] = partial(_seconds, peer, dataset, question, variant)
         for name, times in take_turns(runs).items():
             results.add(f"size {question.title}", str(dataset.events), name, times)
         _said(results, f"size {question.title}", str(dataset.events))
@@ -199,22 +205,24 @@ def compare_strategies(funnel: Funnel, heap: Heap, dataset: Dataset, results: Re
         assert asked.rows == expected, (funnel.title, strategy)
         return asked.seconds
 
-    runs = {strategy: lambda strategy=strategy: forced(strategy) for strategy in STRATEGIES}
+    runs = {strategy: partial(forced, strategy) for strategy in STRATEGIES}
     for name, times in take_turns(runs).items():
         results.add("strategies", funnel.title, name, times)
     _said(results, "strategies", funnel.title)
 
 
 def measure_new_definition(heap: Heap, dataset: Dataset, results: Results) -> None:
-    """A definition nobody made before: the first right answer about it before it has an index, while indexes are left to
-    `heap maintain`, and the time until the statement that defines it has built its indexes."""
+    """A definition nobody made before: the time until its first right answer, without an index, where indexes are left
+    to `heap maintain`; and until the statement that defines it has built them."""
     app = app_of(dataset)
     subject = f"{dataset.events}"
     trend = f'trend count of "New" {RANGE}'
     (expected,) = _one(heap, app, "SELECT count(*) FROM {app}.events WHERE type = 'click' AND path = '/checkout'")
     with heap.connect(app) as connection:
         first, indexed = [], []
-        connection.execute("SELECT * FROM heap.trend(%s)", ("trend count of any over last 1 day",))  # loads the compiler
+        connection.execute(
+            "SELECT * FROM heap.trend(%s)", ("trend count of any over last 1 day",)
+        )  # loads the compiler
         for _ in range(3):
             with suppress(psycopg.errors.Error):
                 connection.execute("SELECT heap.drop_event('New')")
@@ -226,7 +234,7 @@ def measure_new_definition(heap: Heap, dataset: Dataset, results: Results) -> No
             first.append(time.perf_counter() - began)
             assert int(value) == expected
             connection.execute("SELECT heap.drop_event('New')")
-            connection.execute("UPDATE heap.settings SET index_builds = 'define'")
+            connection.execute("UPDATE heap.settings SET index_builds = 'statement'")
             began = time.perf_counter()
             connection.execute("SELECT heap.define_event('New', %s)", (definition,))
             indexed.append(time.perf_counter() - began)
@@ -244,11 +252,11 @@ def _one(heap: Heap, app: str, sql: str) -> Any:
         return connection.execute(sql.format(app=app)).fetchone()  # type: ignore[call-overload]
 
 
-def measure_first_calls(heap: Heap, dataset: Dataset, results: Results, rounds: int = 9) -> None:
+def measure_first_calls(heap: Heap, dataset: Dataset, results: Results, rounds: int = 9, tier: str = "0.01 %") -> None:
     """What an analyst waits for before anything is read: a funnel of the rarest steps on a new connection, asked again,
     its SQL alone, and a statement that was not asked before, compiled only."""
     app = app_of(dataset)
-    steps = " -> ".join(step.quoted for step in EVENTS["0.01 %"][:3])
+    steps = " -> ".join(step.quoted for step in EVENTS[tier][:3])
     statement = f"funnel {steps} within 7 days {RANGE}"
     ask = "SELECT * FROM heap.funnel(%s)"
     took: dict[str, list[float]] = {}
@@ -270,12 +278,15 @@ def measure_first_calls(heap: Heap, dataset: Dataset, results: Results, rounds: 
                 timed("compiled before", lambda c=connection: c.execute("SELECT heap.sql(%s)", (statement,)).fetchone())
             for hour in range(5):
                 new = statement.replace("7 days", f"{24 * 7 + 5 * number + hour} hours")
-                timed("a new statement, compiled", lambda c=connection, new=new: c.execute("SELECT heap.sql(%s)", (new,)).fetchone())
+                timed(
+                    "a new statement, compiled",
+                    lambda c=connection, new=new: c.execute("SELECT heap.sql(%s)", (new,)).fetchone(),
+                )
             for _ in range(3):
                 timed("planned", lambda c=connection, sql=sql: c.execute("EXPLAIN " + sql).fetchall())
     for name, times in took.items():
         results.add("calls", name, "heap", times)
-    say("calls: " + ", ".join(f"{name} {1000 * sorted(t)[len(t) // 2]:.1f} ms" for name, t in took.items()))
+    say("calls: " + ", ".join(f"{name} {1000 * median(t):.1f} ms" for name, t in took.items()))
 
 
 class _Batches:
@@ -299,10 +310,15 @@ class _Batches:
 
 
 def insert(
-    heap: Heap, dataset: Dataset, results: Results, counts: Sequence[int] = COUNTS, batches: Sequence[int] = (500, 5_000)
+    heap: Heap,
+    dataset: Dataset,
+    results: Results,
+    counts: Sequence[int] = COUNTS,
+    batches: Sequence[int] = (500, 5_000),
+    seconds: float = 2 * _BUDGET,
 ) -> None:
-    """One writer that copies batches into an app with more and more definitions, equalities of pages and texts; then with
-    one in ten of them a CSS selector instead. Times are per row."""
+    """One writer that copies batches into an app with more and more definitions, equalities of pages and texts; then
+    with one in ten of them a CSS selector instead. Times are per row."""
     app = "inserts"
     with heap.connect(app) as connection:
         if connection.execute("SELECT 1 FROM heap.app WHERE name = %s", (app,)).fetchone():
@@ -326,8 +342,11 @@ def insert(
             made = max(made, count)
             if took:
                 results.add("define on an empty app", str(count), "heap", took[-50:])
-            _copy_batches(connection, f"{app}.events", rows, batches, results, "inserts", str(count))
-        size = "SELECT sum(pg_relation_size(i.indexrelid)) FROM pg_index AS i WHERE i.indrelid = 'inserts.events_2026_06'::regclass AND i.indpred IS NOT NULL"
+            _copy_batches(connection, f"{app}.events", rows, batches, results, "inserts", str(count), seconds)
+        size = (
+            "SELECT sum(pg_relation_size(indexrelid)) FROM pg_index"
+            " WHERE indrelid = 'inserts.events_2026_06'::regclass AND indpred IS NOT NULL"
+        )
         (total,) = connection.execute(size).fetchone() or (0,)
         results.numbers["bytes of an index without events"] = float(total or 0) / max(made, 1)
         if (mixed := min(1_000, made)) >= 10:
@@ -338,12 +357,16 @@ def insert(
                     selector = f"click where element matches 'form.checkout button.watched-{number}'"
                     connection.execute("SELECT heap.define_event(%s, %s)", (f"Watched {number}", selector))
             subject = f"{mixed}, a tenth of them CSS"
-            _copy_batches(connection, f"{app}.events", rows, batches, results, "inserts", subject)
+            _copy_batches(connection, f"{app}.events", rows, batches, results, "inserts", subject, seconds)
         connection.execute("SELECT heap.drop_app(%s)", (app,))
 
 
 def insert_without_heap(
-    heap: Heap, dataset: Dataset, results: Results, counts: Sequence[int] = (0, 1_000), batches: Sequence[int] = (5_000,)
+    heap: Heap,
+    dataset: Dataset,
+    results: Results,
+    counts: Sequence[int] = (0, 1_000),
+    batches: Sequence[int] = (5_000,),
 ) -> None:
     """The same with partial indexes as one would write them by hand: predicates over jsonb, no integer first."""
     rows = _Batches(dataset, max(batches))
@@ -374,11 +397,12 @@ def _copy_batches(
     results: Results,
     experiment: str,
     subject: str,
+    seconds: float = 2 * _BUDGET,
 ) -> None:
     with connection.cursor() as cursor:
         for size in sizes:
             took: list[float] = []
-            deadline = time.perf_counter() + 2 * _BUDGET
+            deadline = time.perf_counter() + seconds
             while len(took) < 4 or (len(took) < 30 and time.perf_counter() < deadline):
                 batch = rows.draw(size)
                 began = time.perf_counter()
@@ -386,7 +410,8 @@ def _copy_batches(
                     copy.write(batch)
                 took.append((time.perf_counter() - began) / min(size, rows.rows))
             results.add(experiment, subject, f"batches of {size:,}", took[1:])
-            say(f"{experiment}: {subject} definitions, batches of {size:,}: {1 / sorted(took[1:])[len(took) // 2 - 1]:,.0f} rows/s")
+            rate = 1 / median(took[1:])
+            say(f"{experiment}: {subject} definitions, batches of {size:,}: {rate:,.0f} rows/s")
 
 
 def _watched(number: int) -> str:
@@ -405,4 +430,3 @@ def machine() -> list[str]:
         f" {int(memory[1]) / 2**20 if memory else 0:.0f} GB; load average at the start {os.getloadavg()[0]:.1f}",
         f"commit {commit.stdout.strip() or 'unknown'}, {time.strftime('%Y-%m-%d')}",
     ]
-

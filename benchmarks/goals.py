@@ -88,7 +88,10 @@ def _over_reading(results: Results) -> float | None:
 def _eight_over_two(results: Results) -> float | None:
     """The worst tier's growth of the time, over the four times as many events that match."""
     found = [
-        _ratio(heap_median(results, "warm", f"8-step funnel, {tier}"), heap_median(results, "warm", f"2-step funnel, {tier}"))
+        _ratio(
+            heap_median(results, "warm", f"8-step funnel, {tier}"),
+            heap_median(results, "warm", f"2-step funnel, {tier}"),
+        )
         for tier in ("0.01 %", "0.1 %", "1 %", "10 %")
     ]
     known = [ratio / 4 for ratio in found if ratio is not None]
@@ -136,7 +139,13 @@ def _chosen(results: Results) -> float | None:
 
 
 def _faster(tier: str, than: str, bound: float) -> Goal:
-    return Goal(f"3-step funnel, steps of {tier}", f"faster than {than}", _times_faster(f"3-step funnel, {tier}", than), bound, True)
+    return Goal(
+        f"3-step funnel, steps of {tier}",
+        f"faster than {than}",
+        _times_faster(f"3-step funnel, {tier}", than),
+        bound,
+        True,
+    )
 
 
 GOALS: tuple[Goal, ...] = (
@@ -149,7 +158,13 @@ GOALS: tuple[Goal, ...] = (
     _faster("10 %", "ClickHouse", 1.5),
     Goal("same matches, ten times the events", "time, on PostgreSQL", _growth, 1.3, False),
     Goal("3-step funnels over reading their indexes", "time of `count(*)`, the worst tier", _over_reading, 2, False),
-    Goal("2 to 8 steps of equal size", "growth over that of the events matched, the worst tier", _eight_over_two, 1, False),
+    Goal(
+        "2 to 8 steps of equal size",
+        "growth over that of the events matched, the worst tier",
+        _eight_over_two,
+        1,
+        False,
+    ),
     Goal("one more definition, at 1,000", "per inserted row", _per_definition, 15, False, " ns"),
     Goal("inserts in batches, 1,000 definitions", "one writer", _inserts, 60_000, True, " events/s"),
     Goal("a new definition", "first right answer, without index", _of_middle("first answer"), 1.5, False, " s"),
@@ -165,4 +180,3 @@ def verdicts(results: Results) -> Iterator[Verdict]:
     """One per goal."""
     for goal in GOALS:
         yield Verdict(goal, goal.measure(results))
-

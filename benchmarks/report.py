@@ -1,4 +1,4 @@
-"""RESULTS.md and its plots, from what was measured: `python -m benchmarks.report results.json folder` writes them again."""
+"""RESULTS.md and its plots. `python -m benchmarks.report results.json folder` writes them again from what was kept."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ def write_report(results: Results, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     plots = _plot(results, folder)
     path = folder / "RESULTS.md"
-    path.write_text("\n".join([*_lines(results), *(f"\n![{name}]({name}.svg)" for name in plots)]) + "\n", encoding="utf-8")
+    path.write_text(
+        "\n".join([*_lines(results), *(f"\n![{name}]({name}.svg)" for name in plots)]) + "\n", encoding="utf-8"
+    )
     return path
 
 
 def _lines(results: Results) -> Iterator[str]:
     yield f"# Results on {results.events:,} events"
     yield ""
-    yield "Written by `make bench`. Times are medians in milliseconds as the client sees them, warm unless said, systems asked in"
-    yield "turns after their answers were found equal; ± is half the distance between the quartiles, in per cent of the median."
-    yield "Each peer was asked in every way listed below, and its fastest counts."
+    yield "Written by `make bench`. Times are medians in milliseconds as the client sees them, warm unless said; after"
+    yield "±, half the distance between the quartiles in per cent. Systems are asked in turns, after their answers were"
+    yield "found equal. Each peer was asked in every way it knows, and its fastest counts."
     yield ""
     yield from (f"- {line}" for line in results.machine)
     yield from _goals(results)
@@ -118,16 +120,30 @@ def _cold(results: Results) -> Iterator[str]:
     if not cold:
         return
     dropped = "the machine's file cache dropped" if results.numbers.get("caches dropped") else "the file cache kept"
-    yield from ("", "## Cold", "", f"The first answer after a restart, {dropped}; heap's session loads its compiler in it.", "")
+    yield from (
+        "",
+        "## Cold",
+        "",
+        f"The first answer after a restart, {dropped}; heap's session loads its compiler in it.",
+        "",
+    )
     systems = [name for name in _SYSTEMS if any(name in of for of in cold.values())]
-    yield from _table(("question", *systems), ((title, *(_time(results, "cold", title, name) for name in systems)) for title in cold))
+    yield from _table(
+        ("question", *systems), ((title, *(_time(results, "cold", title, name) for name in systems)) for title in cold)
+    )
 
 
 def _sizes(results: Results) -> Iterator[str]:
     experiments = [name for name in results.seconds if name.startswith("size ")]
     if not experiments:
         return
-    yield from ("", "## More and more events", "", "The fixed steps match the same number of events whatever the number of all.", "")
+    yield from (
+        "",
+        "## More and more events",
+        "",
+        "The fixed steps match the same number of events whatever the number of all.",
+        "",
+    )
     rows = []
     systems = [name for name in _SYSTEMS if any(name in of for e in experiments for of in results.seconds[e].values())]
     for experiment in experiments:
@@ -143,7 +159,9 @@ def _strategies(results: Results) -> Iterator[str]:
         return
     yield from ("", "## Strategies", "", "heap on PostgreSQL, with the setting heap.strategy.", "")
     names = list(next(iter(grid.values())))
-    yield from _table(("funnel", *names), ((title, *(_time(results, "strategies", title, n) for n in names)) for title in grid))
+    yield from _table(
+        ("funnel", *names), ((title, *(_time(results, "strategies", title, n) for n in names)) for title in grid)
+    )
 
 
 def _floor(results: Results) -> Iterator[str]:
@@ -165,9 +183,19 @@ def _inserts(results: Results) -> Iterator[str]:
         if not found:
             continue
         if heading:
-            yield from ("", heading, "", "One writer, COPY in batches: events a second, and what each definition adds to a row.", "")
+            yield from (
+                "",
+                heading,
+                "",
+                "One writer, COPY in batches: events a second, and what each definition adds to a row.",
+                "",
+            )
         else:
-            yield from ("", "The same with partial indexes over properties as jsonb, as one would write them by hand:", "")
+            yield from (
+                "",
+                "The same with partial indexes over properties as jsonb, as one would write them by hand:",
+                "",
+            )
         sizes = list(next(iter(found.values())))
         header = [part for size in sizes for part in (f"events/s, {size}", "ns per definition")]
         rows = []
@@ -178,7 +206,9 @@ def _inserts(results: Results) -> Iterator[str]:
                 none = results.median(experiment, "0", size)
                 count = int(subject.split(",")[0])
                 cells.append("" if per_row is None else f"{1 / per_row:,.0f}")
-                cells.append("" if per_row is None or none is None or not count else f"{(per_row - none) / count * 1e9:.1f}")
+                cells.append(
+                    "" if per_row is None or none is None or not count else f"{(per_row - none) / count * 1e9:.1f}"
+                )
             rows.append((subject, *cells))
         yield from _table(("definitions", *header), rows)
 
@@ -186,11 +216,19 @@ def _inserts(results: Results) -> Iterator[str]:
 def _rest(results: Results) -> Iterator[str]:
     yield from ("", "## Definitions, calls, sizes", "")
     rows = []
-    for experiment, name in (("new definition", "a new definition on {} events"), ("define on an empty app", "one of {} definitions")):
+    for experiment, name in (
+        ("new definition", "a new definition on {} events"),
+        ("define on an empty app", "one of {} definitions"),
+    ):
         for subject, systems in results.seconds.get(experiment, {}).items():
             for system in systems:
                 what = name.format(f"{int(subject):,}")
-                rows.append((f"{what}: {'defined' if system == 'heap' else system}", _time(results, experiment, subject, system) + " ms"))
+                rows.append(
+                    (
+                        f"{what}: {'defined' if system == 'heap' else system}",
+                        _time(results, experiment, subject, system) + " ms",
+                    )
+                )
     for subject in results.seconds.get("calls", {}):
         rows.append((f"rarest funnel: {subject}", _time(results, "calls", subject, "heap") + " ms"))
     rows += [(name, f"{number:,.1f}") for name, number in results.numbers.items() if name != "caches dropped"]
@@ -200,7 +238,9 @@ def _rest(results: Results) -> Iterator[str]:
 def _ways(results: Results) -> Iterator[str]:
     yield from ("", "## How peers were asked", "", "The fastest variant of each question.", "")
     systems = sorted({name for of in results.ways.values() for name, way in of.items() if way})
-    yield from _table(("question", *systems), ((title, *(of.get(name, "") for name in systems)) for title, of in results.ways.items()))
+    yield from _table(
+        ("question", *systems), ((title, *(of.get(name, "") for name in systems)) for title, of in results.ways.items())
+    )
     yield from ("", f"Defined events: {sum(map(len, EVENTS.values()))}.")
 
 
@@ -214,7 +254,9 @@ def _plot(results: Results, folder: Path) -> list[str]:
 
     made = []
 
-    def figure(name: str, x_label: str, y_label: str, lines: dict[str, list[tuple[float, float]]], *, y_log: bool = True) -> None:
+    def figure(
+        name: str, x_label: str, y_label: str, lines: dict[str, list[tuple[float, float]]], *, y_log: bool = True
+    ) -> None:
         drawn = {label: points for label, points in lines.items() if points}
         if not drawn:
             return
@@ -245,10 +287,15 @@ def _plot(results: Results, folder: Path) -> list[str]:
         "time-by-selectivity",
         "per cent of all events that match each of 3 steps",
         "milliseconds",
-        {s: _points((share, results.median("warm", f"3-step funnel, {tier}", s)) for share, tier in shares) for s in _SYSTEMS},
+        {
+            s: _points((share, results.median("warm", f"3-step funnel, {tier}", s)) for share, tier in shares)
+            for s in _SYSTEMS
+        },
     )
     inserts = results.seconds.get("inserts", {})
-    batches = sorted({size for of in inserts.values() for size in of}, key=lambda size: int(size.split()[-1].replace(",", "")))
+    batches = sorted(
+        {size for of in inserts.values() for size in of}, key=lambda size: int(size.split()[-1].replace(",", ""))
+    )
     plain = [subject for subject in inserts if subject.isdigit()]
     figure(
         "inserts-by-definitions",

@@ -47,9 +47,7 @@ class Measured:
 
 
 _MEASURED = {
-    "trend": Measured(
-        f'trend count of "1 % 2", users of "1 % 1" by day {RANGE}', ("1 % 2", "1 % 1")
-    ),
+    "trend": Measured(f'trend count of "1 % 2", users of "1 % 1" by day {RANGE}', ("1 % 2", "1 % 1")),
     "funnel": Measured(
         f'funnel "1 % 1" -> "1 % 2" -> "0.1 % 3" within 14 days {RANGE}',
         ("1 % 1", "1 % 2", "0.1 % 3"),
@@ -136,25 +134,25 @@ def connection(bench: Bench) -> Iterator[psycopg.Connection[Any]]:
 
 
 @pytest.fixture(scope="module")
-def measured(request: pytest.FixtureRequest) -> Iterator[list[_Result]]:
+def found(request: pytest.FixtureRequest) -> Iterator[list[_Result]]:
     """Collects what was measured. Written down once every analysis was, on as many events as the table is about."""
-    found: list[_Result] = []
+    results: list[_Result] = []
     load = getloadavg()[0]
-    yield found
-    table = _table(found, request.config.getoption("--events"), load)
+    yield results
+    table = _table(results, request.config.getoption("--events"), load)
     print(table)
-    if len(found) == len(ANALYSES) and request.config.getoption("--events") == EVENTS:
+    if len(results) == len(ANALYSES) and request.config.getoption("--events") == EVENTS:
         _TABLE.write_text(table, encoding="utf-8")
 
 
 @pytest.mark.parametrize("keyword", [analysis.keyword for analysis in ANALYSES])
 def test_analysis(
-    keyword: str, connection: psycopg.Connection[Any], benchmark: BenchmarkFixture, results: list[_Result]
+    keyword: str, bench: Bench, connection: psycopg.Connection[Any], benchmark: BenchmarkFixture, found: list[_Result]
 ) -> None:
     assert keyword in _MEASURED, f"{keyword} has no benchmark: give it a representative statement in {Path(__file__)}"
     measured = _MEASURED[keyword]
     (sql,) = connection.execute("SELECT heap.sql(%s)", (measured.statement,)).fetchone() or ("",)
-    counts = [_count(connection, name) for name in measured.reads]
+    counts = [_count(connection, app_of(bench.dataset), name) for name in measured.reads]
     took: list[float] = []
 
     def count() -> None:
@@ -180,15 +178,17 @@ def test_analysis(
     benchmark.extra_info.update(
         ratio=round(result.ratio, 2), rows_read=result.rows, buffers=result.buffers, costly=result.costly
     )
-    results.append(result)
+    found.append(result)
 
 
-def _count(connection: psycopg.Connection[Any], name: str) -> str:
+def _count(connection: psycopg.Connection[Any], app: str, name: str) -> str:
     """The SQL that counts the events of a definition over its index."""
-    found = connection.execute("SELECT predicate FROM heap.event_definition WHERE name = %s", (name,)).fetchone()
+    found = connection.execute(
+        "SELECT predicate FROM heap.event_definition WHERE app = %s AND name = %s", (app, name)
+    ).fetchone()
     where = f" WHERE {found[0]}" if found is not None else ""
     assert found is not None or name == _EVERYTHING, name
-    return f"SELECT count(*) FROM {APP}.events{where}"
+    return f"SELECT count(*) FROM {app}.events{where}"
 
 
 def _rows_read(plan: Any) -> int:

@@ -20,7 +20,7 @@ from benchmarks.experiments import (
     measure_new_definition,
 )
 from benchmarks.results import Results
-from benchmarks.work import QUESTIONS, Funnel, Question, funnel
+from benchmarks.work import GRID, QUESTIONS, Funnel, Question, funnel
 
 _TIERS = ("0.01 %", "0.1 %", "1 %", "10 %")
 
@@ -41,7 +41,7 @@ def test_floor(tier: str, bench: Bench, results: Results) -> None:
 
 
 @pytest.mark.skipif(find_spec("heap_compiler.strategies.vector") is None, reason="strategies cannot be chosen yet")
-@pytest.mark.parametrize("question", [funnel(tier, 3) for tier in _TIERS], ids=lambda question: question.title)
+@pytest.mark.parametrize("question", GRID, ids=lambda question: question.title)
 def test_strategies(question: Funnel, bench: Bench, results: Results) -> None:
     compare_strategies(question, bench.heap, bench.dataset, results)
 

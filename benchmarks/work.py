@@ -15,6 +15,7 @@ from heap_compiler.hierarchy import selector_pattern
 __all__ = [
     "ANY",
     "EVENTS",
+    "GRID",
     "NOW",
     "QUESTIONS",
     "RANGE",
@@ -77,9 +78,7 @@ def _event(tier: str, number: int, kind: Kind) -> Event:
         return Event(name, f"{kind.type} where element matches '{selector}'", (of_type, matches))
     if tier == "regex":
         pattern = f"^{kind.path.replace('{n}', '[0-9]+')}$"
-        return Event(
-            name, f"{kind.type} where path matches '{pattern}'", (of_type, Test("path", "matches", pattern))
-        )
+        return Event(name, f"{kind.type} where path matches '{pattern}'", (of_type, Test("path", "matches", pattern)))
     column, value = ("target_text", kind.target_text) if kind.target_text else ("path", kind.path)
     return Event(name, f"{kind.type} where {column} = '{value}'", (of_type, Test(column, "=", value)))
 
@@ -193,3 +192,10 @@ QUESTIONS: tuple[Question, ...] = (
     Retention("retention by week, 10 %", EVENTS["10 %"][0], EVENTS["10 %"][1]),
     Paths("paths across five events of 1 %", EVENTS["1 %"][:5]),
 )
+
+GRID: tuple[Funnel, ...] = tuple(
+    Funnel(f"{first} -> {second}", (EVENTS[first][0], EVENTS[second][1]))
+    for first in ("0.01 %", "0.1 %", "1 %", "10 %")
+    for second in ("0.01 %", "0.1 %", "1 %", "10 %")
+)
+"""Every size of a step followed by every other: what the strategies are compared on."""

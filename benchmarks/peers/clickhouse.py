@@ -1,7 +1,7 @@
 """ClickHouse, as the library chdb: typed columns in the order that suits it best, and properties as JSON text.
 
-Typed: LowCardinality columns without nulls, sorted by type, user and time, merged into one part. A question is asked with
-the conditions of its events as they are, and with lists of texts where they are equalities, each with and without
+Typed: LowCardinality columns without nulls, sorted by type, user and time, merged into one part. A question is asked
+with the conditions of its events as they are, and with lists of texts where they are equalities, each with and without
 aggregation in the order of the table. JSON: the table and the order that PostHog stores its events in.
 """
 
@@ -81,9 +81,9 @@ class ClickHouse:
         else:
             pairs = ", ".join(f"'{name}', ifNull({name}, '')" for name in (*_TEXTS, "properties") if name != "type")
             self._engine.run(
-                f"CREATE TABLE {table} (user_id UInt64, time DateTime('UTC'), event_id UInt64, type LowCardinality(String),"
-                " properties String CODEC(ZSTD(3))) ENGINE = MergeTree PARTITION BY toYYYYMM(time)"
-                " ORDER BY (toDate(time), type, cityHash64(user_id), cityHash64(event_id))"
+                f"CREATE TABLE {table} (user_id UInt64, time DateTime('UTC'), event_id UInt64,"
+                " type LowCardinality(String), properties String CODEC(ZSTD(3))) ENGINE = MergeTree"
+                " PARTITION BY toYYYYMM(time) ORDER BY (toDate(time), type, cityHash64(user_id), cityHash64(event_id))"
             )
             self._engine.run(
                 f"INSERT INTO {table} SELECT user_id, time, event_id, type,"
@@ -116,8 +116,8 @@ class ClickHouse:
         order = (
             "MergeTree ORDER BY (type, user_id, time), LowCardinality texts"
             if self.layout == "typed"
-            else "MergeTree PARTITION BY month ORDER BY (day, type, hash of user, hash of event), properties as JSON text,"
-            " ZSTD"
+            else "MergeTree PARTITION BY month ORDER BY (day, type, hash of user, hash of event), properties"
+            " as JSON text, ZSTD"
         )
         return f"ClickHouse {rows[0][0]} in chdb; {order}; max_threads = {os.cpu_count()}; merged (OPTIMIZE FINAL)"
 

@@ -1,4 +1,4 @@
-"""An engine that lives in its client's process, in a process of its own: started cold, stopped at will, its memory apart.
+"""An engine that is a library, in a process of its own: started cold, stopped at will, its memory apart.
 
 Times are taken beside the engine, so that they hold no word of what passes between the processes.
 """

@@ -36,7 +36,7 @@ checkpoint_timeout = '30min'
 random_page_cost = 1.1
 autovacuum = off
 """
-"""Enough memory for all indexes; what is loaded is vacuumed by hand, so that nothing else runs while times are taken."""
+"""Enough memory for all indexes; what is loaded is vacuumed by hand, so that nothing runs beside what is measured."""
 _PLANS = ("free", "pro", "team")
 
 
@@ -183,7 +183,10 @@ class Heap:
                     copy.write(chunk)
 
     def _load_users(self, connection: psycopg.Connection[Any], app: str, dataset: Dataset) -> None:
-        with connection.cursor() as cursor, cursor.copy(f"COPY {app}.users (user_id, identity, properties) FROM STDIN") as copy:
+        with (
+            connection.cursor() as cursor,
+            cursor.copy(f"COPY {app}.users (user_id, identity, properties) FROM STDIN") as copy,
+        ):
             for user in users_of(dataset):
                 copy.write_row((user, f"user {user}", f'{{"plan": "{_PLANS[user % 3]}"}}'))
 

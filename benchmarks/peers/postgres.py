@@ -1,4 +1,4 @@
-"""PostgreSQL as it is used without heap: one table, properties as jsonb, b-trees and a GIN index over all properties."""
+"""PostgreSQL as it is used without heap: one table, properties as jsonb, b-trees and a GIN index over all of them."""
 
 from __future__ import annotations
 
@@ -96,7 +96,9 @@ class Postgres:
         return float(total) / dataset.events
 
     def settings(self) -> str:
-        return "the server of heap; primary key (user_id, time, event_id), (type, time), GIN (properties jsonb_path_ops)"
+        return (
+            "the server of heap; primary key (user_id, time, event_id), (type, time), GIN (properties jsonb_path_ops)"
+        )
 
 
 def _condition(event: Event) -> str:

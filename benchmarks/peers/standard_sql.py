@@ -1,7 +1,8 @@
 """The questions in the SQL that PostgreSQL and DuckDB share.
 
-A funnel comes in two formulations. By windows: one pass per step carries the latest start that can still reach an event.
-By ASOF joins: each event of a step is joined with the last event of the step before it; that one has the latest start.
+A funnel comes in two formulations. By windows: one pass per step carries the latest start that can still reach an
+event. By ASOF joins: each event of a step is joined with the last event of the step before it, which has the latest
+start.
 """
 
 from __future__ import annotations
