@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 from sqlglot import exp
 
+from heap_compiler.sql import walk
+
 __all__ = ["verify_pushdown"]
 
 
@@ -19,8 +21,9 @@ def verify_pushdown(query: exp.Query) -> exp.Query:
     Raises:
         AssertionError: naming the part that keeps the query from being pushed down.
     """
-    ctes = {cte.alias: cte.this for cte in query.find_all(exp.CTE)}
-    for node in query.find_all(exp.Window, exp.Select):
+    nodes = walk(query)
+    ctes = {node.alias: node.this for node in nodes if isinstance(node, exp.CTE)}
+    for node in nodes:
         if isinstance(node, exp.Window):
             _verify_window(node, ctes)
         elif isinstance(node, exp.Select) and _reads_events(node):

@@ -90,6 +90,7 @@ def create_app(
     commands += merging_tables(name, distributed=distributed)
     commands.append(f"CREATE TABLE {qualified(name, 'events_default')} PARTITION OF {events} DEFAULT")
     commands += _statistics(name, "events_default")
+    commands.append(f"SELECT heap.make_shards({literal(name)})")
     today = datetime.now(UTC)
     first = today.year * 12 + today.month - 1
     for month in range(first, first + _MONTHS_AHEAD + 1):
