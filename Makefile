@@ -17,7 +17,7 @@ demo: $(VENV)/.ready
 	$(BIN)/heap demo
 
 # Two processes, each with clusters of its own; a file's tests share what it sets up.
-test: $(VENV)/.ready $(VENV)/.clickhouse .kafka
+test: $(VENV)/.ready $(VENV)/.peers .kafka
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(VENV)/.ready
@@ -26,8 +26,10 @@ check: $(VENV)/.ready
 	$(BIN)/mypy
 	$(BIN)/sqlfluff lint --disable-progress-bar extension/heap_extension/sql
 
-bench: $(VENV)/.ready
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=min,median,max,rounds
+EVENTS ?= 10000000
+
+bench: $(VENV)/.ready $(VENV)/.peers
+	$(BIN)/python -m pytest benchmarks --events $(EVENTS) --capture=no --benchmark-columns=min,median,max,rounds
 
 clean:
 	-test -x $(BIN)/heap && $(BIN)/heap down && $(BIN)/heap ingest broker --down
@@ -40,10 +42,10 @@ $(VENV)/.ready: pyproject.toml Makefile
 	$(BIN)/heap install > /dev/null
 	touch $@
 
-# What the tests compare answers with; where it is not to be had, that comparison is skipped.
-$(VENV)/.clickhouse: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[clickhouse]' \
-	  || echo "ClickHouse cannot be installed here: nothing is compared with it"
+# What answers and times are compared with; where it is not to be had, tests that need it are skipped.
+$(VENV)/.peers: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[clickhouse,bench]' \
+	  || echo "ClickHouse and DuckDB cannot be installed here: nothing is compared with them"
 	touch $@
 
 # PostgreSQL with PL/Python from Debian's packages: installed when we are root, else said.
