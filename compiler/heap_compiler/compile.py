@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlglot import exp
 
 from heap_compiler import syntax
-from heap_compiler.analyses import ANALYSES
+from heap_compiler.analyses import analysis_of
 from heap_compiler.analysis import ResultColumn
 from heap_compiler.bind import Binder, bind_definition, unknown_event
 from heap_compiler.catalog import Catalog
@@ -151,7 +151,7 @@ def _compile(text: str, catalog: Catalog, keyword: str | None) -> Compiled:
 def _analyse(statement: syntax.AnalysisStatement, text: str, catalog: Catalog, keyword: str | None) -> CompiledQuery:
     if keyword not in {None, statement.keyword}:
         raise HeapError(f"this is a {statement.keyword}, not a {keyword}", statement.span)
-    analysis = next(analysis for analysis in ANALYSES if analysis.keyword == statement.keyword)
+    analysis = analysis_of(statement.keyword)
     binder = Binder(text, catalog, statement.clauses, analysis.clauses)
     plan = analysis.bind(statement, binder)
     query = analysis.lower(plan)

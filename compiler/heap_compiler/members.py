@@ -96,9 +96,9 @@ class MemberBinder:
         match predicate:
             case syntax.And(predicates=parts) | syntax.Or(predicates=parts):
                 resolved = tuple(self._resolve(part, path) for part in parts)
-                return predicate.model_copy(update={"predicates": resolved})
+                return predicate.replace(predicates=resolved)
             case syntax.Not(predicate=inner):
-                return predicate.model_copy(update={"predicate": self._resolve(inner, path)})
+                return predicate.replace(predicate=self._resolve(inner, path))
             case syntax.InSegment(name=name, span=span):
                 if name in path:
                     cycle = " in ".join(f'"{step}"' for step in (*path[path.index(name) :], name))
@@ -110,7 +110,7 @@ class MemberBinder:
                     return predicate
                 return self._resolve(parse_members(segment.definition).predicate, (*path, name))
             case syntax.Did() | syntax.DidThen() if len(path) > len(self._path):
-                return predicate.model_copy(update={"segment": path[-1]})
+                return predicate.replace(segment=path[-1])
         return predicate
 
     def _event(self, event: syntax.Event, segment: str | None) -> BoundEvent:
@@ -208,11 +208,11 @@ def _during(predicate: syntax.Predicate, during: syntax.Over | None) -> syntax.P
         return predicate
     match predicate:
         case syntax.And(predicates=parts) | syntax.Or(predicates=parts):
-            return predicate.model_copy(update={"predicates": tuple(_during(part, during) for part in parts)})
+            return predicate.replace(predicates=tuple(_during(part, during) for part in parts))
         case syntax.Not(predicate=inner):
-            return predicate.model_copy(update={"predicate": _during(inner, during)})
+            return predicate.replace(predicate=_during(inner, during))
         case syntax.Did(during=None) | syntax.DidThen(during=None):
-            return predicate.model_copy(update={"during": during})
+            return predicate.replace(during=during)
     return predicate
 
 

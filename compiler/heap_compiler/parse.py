@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
 
@@ -57,8 +57,9 @@ def parse(text: str) -> syntax.Statement:
         raise HeapError("the statement is nested too deeply", sqlstate="54001") from None
 
 
+@lru_cache(maxsize=1024)
 def parse_event(text: str) -> syntax.Event:
-    """An event expression alone, such as the stored text of a definition.
+    """An event expression alone, such as the stored text of a definition. Those of an app are read again and again.
 
     Raises:
         HeapError: as `parse`; positions are those of `text`.

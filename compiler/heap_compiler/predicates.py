@@ -99,9 +99,9 @@ class PredicateBinder:
                 return all_of([self._negation(part) for part in parts])
             case syntax.Compare(operator="=") | syntax.Compare(operator="!="):
                 flipped = "!=" if predicate.operator == "=" else "="
-                return self.condition(predicate.model_copy(update={"operator": flipped}))
+                return self.condition(predicate.replace(operator=flipped))
             case syntax.InList() | syntax.Between() | syntax.TextTest() | syntax.IsSet():
-                return self.condition(predicate.model_copy(update={"negated": not predicate.negated}))
+                return self.condition(predicate.replace(negated=not predicate.negated))
             case syntax.Compare() | syntax.ElementMatches() | syntax.Did() | syntax.DidThen() | syntax.InSegment():
                 return _is_not_true(self.condition(predicate))
             case _:

@@ -13,6 +13,7 @@ from heap_compiler.passes.disjoint_steps import disjoint
 from heap_compiler.ranges import BEGINNING, TimeRange
 from heap_compiler.sql import (
     column,
+    copied,
     elapsed,
     events_table,
     function,
@@ -23,6 +24,7 @@ from heap_compiler.sql import (
     text,
     timestamp,
     union_all,
+    walk,
 )
 
 __all__ = ["EVENT_ORDER", "Scan", "distinct_events", "scans", "scans_in"]
@@ -49,7 +51,7 @@ class Scan(NamedTuple):
 
 def scans_in(query: exp.Query) -> Iterator[Scan]:
     """Every scan that `scans` put into the query."""
-    return (part.meta["scan"] for part in query.find_all(exp.Select) if "scan" in part.meta)
+    return (part.meta["scan"] for part in walk(query) if type(part) is exp.Select and "scan" in part.meta)
 
 
 def scans(
@@ -74,14 +76,14 @@ def scans(
     queries = []
     for alternative in event.alternatives:
         query = select(
-            [named(value.copy(), name) for name, value in columns.items()],
+            [named(copied(value), name) for name, value in columns.items()],
             events_table(schema, alias),
             where=[
-                *(part.copy() for part in (*alternative.conditions, *extra)),
+                *(copied(part) for part in (*alternative.conditions, *extra)),
                 *_within(read),
                 *_is_first_after(schema, alternative.first_after, read, alias),
             ],
-            order_by=[part.copy() for part in order],
+            order_by=[copied(part) for part in order],
         )
         query.meta["scan"] = Scan(alias, event.name, alternative.definition, not alternative.conditions)
         queries.append(query)

@@ -75,9 +75,10 @@ USER_COLUMNS: dict[str, Column] = {
 }
 """Columns of `<app>.users` that analyses can name. Whatever else is known of a user is in `properties jsonb`."""
 
-KEYED_COLUMNS: tuple[str, ...] = ("type", "path", "href", "target_text", "target_id")
+KEYED_COLUMNS: tuple[str, ...] = ("path", "href", "target_text", "target_id", "type")
 """Columns with a generated integer twin, `<column>_key = hashtext(<column>)`. Every insert tests every definition's
-predicate: one integer comparison first makes that several times cheaper than comparing text."""
+predicate: one integer comparison first makes that several times cheaper than comparing text. The type comes last: half
+of all events pass its test, and so read more of the predicate from memory, which is what inserts wait for."""
 
 
 def key_column(column: str) -> str:

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from functools import cache
-from typing import Literal
+from functools import cache, lru_cache
+from typing import Literal, TypeVar
 
 from sqlglot import exp
 
@@ -18,12 +18,14 @@ __all__ = [
     "cast",
     "column",
     "conjuncts",
+    "copied",
     "divided",
     "elapsed",
     "events_table",
     "function",
     "generate",
     "greatest",
+    "identifier",
     "instant_of",
     "is_set",
     "join",
@@ -43,15 +45,63 @@ __all__ = [
     "timestamps",
     "union_all",
     "users_table",
+    "walk",
     "with_ctes",
 ]
 
 FALSE = exp.Boolean(this=False)
 
+_E = TypeVar("_E", bound=exp.Expr)
+
 
 def column(name: str, table: str | None = None) -> exp.Column:
     """A column, quoted only when PostgreSQL needs it."""
-    return exp.column(exp.to_identifier(name), table=exp.to_identifier(table) if table else None)
+    return exp.Column(this=identifier(name), table=identifier(table) if table else None)
+
+
+def identifier(name: str) -> exp.Identifier:
+    """A name, quoted only when PostgreSQL needs it."""
+    return exp.Identifier(this=name, quoted=_needs_quotes(name))
+
+
+@lru_cache(maxsize=4096)
+def _needs_quotes(name: str) -> bool:
+    quoted: bool = exp.to_identifier(name).quoted
+    return quoted
+
+
+def copied(expression: _E) -> _E:
+    """A copy to be put elsewhere: an expression has one place. Several times as fast as sqlglot's `copy`."""
+    copy = type(expression)(
+        **{
+            key: copied(value)
+            if isinstance(value, exp.Expr)
+            else [copied(part) if isinstance(part, exp.Expr) else part for part in value]
+            if isinstance(value, list)
+            else value
+            for key, value in expression.args.items()
+        }
+    )
+    if expression._meta is not None:
+        copy.meta.update(expression._meta)
+    return copy
+
+
+def walk(expression: exp.Expr) -> list[exp.Expr]:
+    """The expression and all its parts, breadth first; of columns and constants no parts. Several times as fast as
+    sqlglot's `walk`."""
+    found = [expression]
+    for part in found:  # it grows on the way
+        if type(part) not in _LEAVES:
+            for value in part.args.values():
+                if isinstance(value, exp.Expr):
+                    found.append(value)
+                elif isinstance(value, list):
+                    found += [inner for inner in value if isinstance(inner, exp.Expr)]
+    return found
+
+
+_LEAVES = frozenset({exp.Column, exp.Identifier, exp.Literal, exp.DataType, exp.Star})
 
 
 def text(value: str) -> exp.Literal:
@@ -147,12 +197,12 @@ def events_table(schema: str, alias: str | None = None) -> exp.Table:
 
 def table_alias(name: str, *columns: str) -> exp.TableAlias:
     """A name for a source of rows, and for its columns."""
-    return exp.TableAlias(this=exp.to_identifier(name), columns=[exp.to_identifier(part) for part in columns])
+    return exp.TableAlias(this=identifier(name), columns=[identifier(part) for part in columns])
 
 
 def numbered_times(values: Sequence[datetime], name: str, *, time: str, number: str) -> exp.Unnest:
     """The instants as rows `time, number` of a source called `name`, numbered from 1."""
-    return exp.Unnest(expressions=[timestamps(values)], alias=table_alias(name, time), offset=exp.to_identifier(number))
+    return exp.Unnest(expressions=[timestamps(values)], alias=table_alias(name, time), offset=identifier(number))
 
 
 def numbers(first: int, last: int, name: str, value: str) -> exp.Table:
@@ -197,12 +247,12 @@ def named(value: exp.Expr, name: str) -> exp.Expr:
     """`value AS name`; a column that has the name already stays as it is."""
     if isinstance(value, exp.Column) and value.name == name:
         return value
-    return exp.Alias(this=value, alias=exp.to_identifier(name))
+    return exp.Alias(this=value, alias=identifier(name))
 
 
 def cast(value: exp.Expr, type_name: str) -> exp.Cast:
     """CAST(value AS type_name), a PostgreSQL type."""
-    return exp.Cast(this=value, to=_data_type(type_name).copy())
+    return exp.Cast(this=value, to=copied(_data_type(type_name)))
 
 
 @cache

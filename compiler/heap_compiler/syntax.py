@@ -7,9 +7,7 @@ that analysis's own module under `analyses/`.
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import ClassVar, Literal
-
-from pydantic import BaseModel, ConfigDict, SerializeAsAny
+from typing import Any, ClassVar, Literal, Self, dataclass_transform
 
 from heap_compiler.errors import Span
 
@@ -95,11 +93,49 @@ __all__ = [
 Unit = Literal["second", "minute", "hour", "day", "week", "month", "quarter", "year"]
 
 
-class Node(BaseModel):
-    """Anything the analyst wrote. `span` gives its offsets in the statement's text."""
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+class _Immutable:
+    """Immutable values with the annotated fields, as a frozen dataclass has them: given by keyword, equal when type and
+    fields are. `dataclasses` compiles several functions for each class, 21 ms for those below, and every new server
+    process would wait for it."""
 
-    # Validators are built at a node's first use: a new server process pays for the nodes its statement has.
-    model_config = ConfigDict(frozen=True, defer_build=True)
+    _fields: ClassVar[frozenset[str]] = frozenset()
+    _defaults: ClassVar[dict[str, Any]] = {}
+
+    def __init_subclass__(cls) -> None:
+        own = [name for name, written in cls.__annotations__.items() if not written.startswith("ClassVar")]
+        cls._fields = cls._fields.union(own)
+        cls._defaults = cls._defaults | {name: cls.__dict__[name] for name in own if name in cls.__dict__}
+
+    def __init__(self, **values: Any) -> None:
+        values = self._defaults | values
+        if values.keys() != self._fields:
+            different = ", ".join(sorted(values.keys() ^ self._fields))
+            raise TypeError(f"{type(self).__name__} lacks, or does not have, the fields {different}")
+        self.__dict__.update(values)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{type(self).__name__} is immutable")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{type(self).__name__} is immutable")
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.__dict__ == other.__dict__
+
+    def __hash__(self) -> int:
+        return hash((type(self), *(self.__dict__[name] for name in sorted(self._fields))))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__dict__.items())})"
+
+    def replace(self, **changes: Any) -> Self:
+        """The same with other values in some of its fields."""
+        return type(self)(**self.__dict__ | changes)
+
+
+class Node(_Immutable):
+    """Anything the analyst wrote. `span` gives its offsets in the statement's text."""
 
     span: Span
 
@@ -554,9 +590,5 @@ class AnalysisStatement(Statement):
     """An analysis: its first word, what it is about, and its clauses in the order they were written."""
 
     keyword: str
-    head: tuple[SerializeAsAny[Node], ...]
-    clauses: tuple[SerializeAsAny[Clause], ...]
-
-
-for _node in (Not, And, Or, Did, DidThen, Filtered, AnyOf, FirstAfter, Arithmetic, DefineSegment):
-    _node.model_rebuild(force=False)
+    head: tuple[Node, ...]
+    clauses: tuple[Clause, ...]

@@ -24,7 +24,7 @@ __all__ = ["VERSION", "InstallError", "extension_scripts", "install", "installed
 
 VERSION = metadata.version("heap-analytics")
 _SQL = Path(__file__).parent / "sql"
-_SERVER_LIBRARIES = ("cssselect", "lark", "pydantic", "sqlglot")
+_SERVER_LIBRARIES = ("cssselect", "lark", "sqlglot", "sqlglotc")
 _PACKAGES = ("heap_grammar", "heap_compiler", "heap_extension")
 
 

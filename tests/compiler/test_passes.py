@@ -9,7 +9,9 @@ import pytest
 from sqlglot import exp, parse_one
 
 import heap_compiler.passes
+from heap_compiler import CompiledQuery, compile_statement
 from heap_compiler.bind import Binder
+from heap_compiler.catalog import MergingUsers
 from heap_compiler.parse import parse_event
 from heap_compiler.passes import PREDICATE_PASSES, QUERY_PASSES, SEQUENCE_PASSES, STORAGE_PASSES
 from heap_compiler.passes.verify_pushdown import verify_pushdown
@@ -104,3 +106,32 @@ def test_verify_pushdown_names_what_citus_could_not_send(query: str) -> None:
     assert isinstance(parsed, exp.Query)
     with pytest.raises(AssertionError):
         verify_pushdown(parsed)
+
+
+@pytest.mark.parametrize(("is_moved", "touched", "hidden"), [(False, "{1000}", "7"), (True, "{1,2}", "-7")])
+def test_read_merging_users_leaves_out_copies_until_the_batch_moves_and_then_originals(
+    is_moved: bool, touched: str, hidden: str
+) -> None:
+    catalog = DictionaryCatalog()
+    statement = 'funnel "Purchase" -> click group by user.plan for users in "Listed"'
+    before = compile_statement(statement, catalog)
+    catalog.merging = MergingUsers(7, (2, 1), (1000,), is_moved)
+    merging = compile_statement(statement, catalog)
+    assert isinstance(before, CompiledQuery)
+    assert isinstance(merging, CompiledQuery)
+    assert merging.scans == before.scans
+    sql = parse_one(merging.sql, dialect="postgres")
+    reads = [
+        select
+        for select in sql.find_all(exp.Select)
+        if (source := select.args.get("from_")) and source.this.name == "events"
+    ]
+    conditions = [read.args["where"].sql("postgres") for read in reads]
+    assert len(reads) == 2 * parse_one(before.sql, dialect="postgres").sql().count('"events"')
+    alone = [condition for condition in conditions if "merge_id" not in condition]
+    assert len(alone) == len(reads) / 2
+    assert all(f"NOT {alias}" in condition for alias, condition in zip(("step_1", "step_2"), alone, strict=True))
+    assert all(touched in condition for condition in conditions)
+    assert all(f"merge_id IS DISTINCT FROM {hidden}" in one for one in conditions if one not in alone)
+    assert ("merged_users" in merging.sql) == is_moved
+    assert "merge" not in before.sql

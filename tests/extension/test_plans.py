@@ -50,6 +50,21 @@ def test_every_step_is_an_index_only_scan_of_its_own_index_and_nothing_sorts(
     assert not [key for node in sorts for key in node["Sort Key"] if "event_id" in key]
 
 
+def test_an_index_of_earlier_versions_whose_predicate_tests_the_type_first_serves_the_step(
+    shop: psycopg.Connection[Any],
+) -> None:
+    (suffix, predicate) = shop.execute(
+        "SELECT index_suffix, predicate FROM heap.event_definition WHERE app = 'shop' AND name = 'Viewed pricing'"
+    ).fetchone() or ("", "")
+    conjuncts = predicate.split(" AND ")
+    assert conjuncts.index("type_key = hashtext('pageview')") > 0
+    earlier = " AND ".join(sorted(conjuncts, key=lambda conjunct: not conjunct.startswith("type_key")))
+    shop.execute(f"DROP INDEX shop.events_2026_06_{suffix}")
+    shop.execute(f"CREATE INDEX earlier ON shop.events_2026_06 (user_id, time, event_id) WHERE {earlier}")
+    scans = _scans(_plan(shop, _FUNNEL), "step_1")
+    assert any(scan["Index Name"].startswith("earlier") for scan in scans)
+
+
 def test_steps_stay_index_only_when_the_funnel_is_grouped(shop: psycopg.Connection[Any]) -> None:
     nodes = _plan(shop, _FUNNEL + " group by country")
     for step in (1, 2, 3):

@@ -136,6 +136,10 @@ def test_a_reader_runs_every_analysis_and_changes_nothing(tenants: str) -> None:
             "SELECT heap.define_segment('X', 'users who did any')",
             "SELECT heap.make_partitions('acme', '2024-01-01', '2024-01-02')",
             "SELECT heap._run_in('acme', 'define_event', ARRAY['X', 'purchase'])",
+            "SELECT heap.merge_users(1, 2)",
+            "SELECT heap.identify(1, 'one')",
+            "SELECT heap.delete_user(1)",
+            "SELECT heap.upgrade_apps()",
             "INSERT INTO acme.users (user_id) VALUES (77)",
             "INSERT INTO acme.events (user_id, time, event_id, type) VALUES (7, now(), 1, 'x')",
         ):
@@ -145,7 +149,7 @@ def test_a_reader_runs_every_analysis_and_changes_nothing(tenants: str) -> None:
 def test_another_app_cannot_be_read(tenants: str) -> None:
     with _connect(tenants, "ada") as ada:
         assert ada.execute("SELECT name FROM heap.app").fetchall() == [("acme",)]
-        for relation in ("event_definition", "events", "segments", "segment_definition", "index_builds"):
+        for relation in ("event_definition", "events", "segments", "segment_definition", "index_builds", "erased_user"):
             assert _one(ada, f"SELECT count(*) FROM heap.{relation} WHERE app <> 'acme'") == 0
         assert _one(ada, "SELECT count(*) FROM heap.index_health() WHERE app <> 'acme'") == 0
         assert _one(ada, "SELECT count(*) FROM heap.index_health('bolt')") == 0
@@ -173,6 +177,10 @@ def test_naming_another_app_changes_nothing(tenants: str) -> None:
             "heap.define_segment('X', 'users who did any')",
             "heap.list_segment('X')",
             "heap.make_partitions('bolt', '2024-01-01', '2024-01-02')",
+            "heap.merge_users(1, 2)",
+            "heap.identify(1, 'one')",
+            "heap.delete_user(1)",
+            "heap._run_in('bolt', 'delete_user', ARRAY['1'])",
             "heap._run('define_event', ARRAY['X', 'purchase'])",
             "heap._run_in('bolt', 'define_event', ARRAY['X', 'purchase'])",
             "heap._run_in('bolt', 'drop_event', ARRAY['Secret'])",
@@ -189,6 +197,27 @@ def test_naming_another_app_changes_nothing(tenants: str) -> None:
             assert "unknown app 'bolt'" in error
     with _connect(tenants, "bob") as bob:
         assert bob.execute("SELECT name FROM heap.events ORDER BY 1").fetchall() == [("Home",), ("Secret",)]
+
+
+def test_a_writer_merges_identifies_and_erases_users_of_its_app_only(tenants: str) -> None:
+    """What a reader is refused, and of another app everybody, is tested above."""
+    with _connect(tenants, "ada") as ada:
+        ada.execute(
+            "INSERT INTO acme.events (user_id, time, event_id, type) VALUES (801, now(), 1, 'x'), (802, now(), 2, 'x')"
+        )
+        assert _one(ada, "SELECT heap.identify(801, 'eight')") == _one(ada, "SELECT heap.identify(802, 'eight')")
+        ada.execute("SELECT heap.merge_users(803, 801)")
+        asked = "SELECT count(*) FROM (SELECT app, user_id FROM heap.{} UNION SELECT app, user_id FROM heap.{}) AS u"
+        waiting = asked.format("user_alias", "user_merge")
+        assert _one(ada, waiting) == 3
+    with _connect(tenants, "bob") as bob:
+        assert _one(bob, waiting) == 0
+        assert bob.execute("SELECT * FROM heap.delete_user(801)").fetchall() == []
+    with _connect(tenants, "ada") as ada:
+        assert dict(ada.execute("SELECT * FROM heap.delete_user(802)").fetchall())["acme.events"] == 2
+        assert _one(ada, waiting) == 0
+        assert _one(ada, "SELECT count(*) FROM heap.erased_user") == 4
+        assert _one(ada, "SELECT count(*) FROM acme.events WHERE user_id IN (801, 802)") == 0
 
 
 def test_another_app_is_unknown_in_the_same_words_as_none(tenants: str) -> None:
@@ -248,6 +277,9 @@ def test_tenants_can_change_nothing_they_were_not_given(tenants: str) -> None:
             "UPDATE heap.event_definition SET predicate = 'true'",
             "DELETE FROM heap.segment_definition",
             "UPDATE heap.app SET version = 0",
+            "INSERT INTO heap.user_alias VALUES ('acme', 1, 2)",
+            "INSERT INTO heap.user_merge (app, user_id, merged_into, batch) VALUES ('acme', 1, 2, 1)",
+            "DELETE FROM heap.erased_user",
             "UPDATE heap.settings SET builds_per_node = 64",
             "SELECT nextval('heap.catalog_version')",
             "SELECT * FROM heap.write_key",

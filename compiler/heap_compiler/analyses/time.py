@@ -76,7 +76,7 @@ def bind_time(statement: syntax.AnalysisStatement, binder: Binder) -> TimePlan:
     or a part that cannot be bound."""
     events = typing_cast("tuple[syntax.Event, syntax.Event]", statement.head)
     steps = tuple(syntax.Step(span=event.span, event=event, label=None) for event in events)
-    sequence = bind_sequence(statement.model_copy(update={"head": steps}), binder)
+    sequence = bind_sequence(statement.replace(head=steps), binder)
     return TimePlan(
         sequence=sequence,
         bounds=(timedelta(), *_edges(binder.clause(syntax.Bins), sequence.window), sequence.window),

@@ -5,10 +5,13 @@ from __future__ import annotations
 from sqlglot import exp
 
 from heap_compiler.schema import KEYED_COLUMNS, key_column
+from heap_compiler.sql import walk
 
 __all__ = ["order_conjuncts"]
 
 _GATES = {key_column(name) for name in KEYED_COLUMNS}
+_CALLS = {exp.Like, exp.ILike, exp.Anonymous}
+_JSON = {exp.JSONExtract, exp.JSONExtractScalar}
 
 
 def order_conjuncts(conditions: tuple[exp.Expr, ...]) -> tuple[exp.Expr, ...]:
@@ -22,13 +25,14 @@ def order_conjuncts(conditions: tuple[exp.Expr, ...]) -> tuple[exp.Expr, ...]:
 
 def _cost(condition: exp.Expr) -> int:
     """A rank, measured per row in PostgreSQL 15: integers 12 ns, text 50 ns, JSON 80 ns, LIKE 0.8 us, regex 4-20 us."""
-    if condition.find(exp.Select):
+    kinds = {type(part) for part in walk(condition)}
+    if exp.Select in kinds:
         return 6
-    if condition.find(exp.RegexpLike):
+    if exp.RegexpLike in kinds:
         return 5
-    if condition.find(exp.Like, exp.ILike, exp.Anonymous) and not _is_gate(condition):
+    if not kinds.isdisjoint(_CALLS) and not _is_gate(condition):
         return 4
-    if condition.find(exp.JSONExtract, exp.JSONExtractScalar):
+    if not kinds.isdisjoint(_JSON):
         return 3
     if isinstance(condition, exp.Or):
         return 2

@@ -16,7 +16,19 @@ from datetime import timedelta
 from sqlglot import exp
 
 from heap_compiler.sequence import Sequence
-from heap_compiler.sql import all_of, column, elapsed, function, is_set, named, number, select, union_all
+from heap_compiler.sql import (
+    all_of,
+    column,
+    copied,
+    elapsed,
+    function,
+    identifier,
+    is_set,
+    named,
+    number,
+    select,
+    union_all,
+)
 from heap_compiler.strategies.reading import step_events
 
 __all__ = ["merged_chains"]
@@ -57,7 +69,7 @@ def _reached(sequence: Sequence, index: int, source: str, *, entries: bool) -> e
     is_before = exp.EQ(this=column("step"), expression=number(before))
     columns = [
         named(
-            exp.Window(this=_filter(aggregate, is_before), alias=exp.to_identifier("earlier"), over="OVER"),
+            exp.Window(this=_filter(aggregate, is_before), alias=identifier("earlier"), over="OVER"),
             name,
         )
         for name, aggregate in carried.items()
@@ -72,7 +84,7 @@ def _earlier(*, exclude_peers: bool) -> exp.Window:
     end = {"end": number(1), "end_side": "PRECEDING"} if exclude_peers else {"end": "CURRENT ROW"}
     spec = exp.WindowSpec(kind="GROUPS" if exclude_peers else "ROWS", start="UNBOUNDED", start_side="PRECEDING", **end)
     return exp.Window(
-        this=exp.to_identifier("earlier"),
+        this=identifier("earlier"),
         partition_by=[column("user_id")],
         order=exp.Order(expressions=[column("time"), column("event_id")]),
         spec=spec,
@@ -119,4 +131,4 @@ def _completes(index: int, window: timedelta) -> exp.Expr:
 
 
 def _filter(aggregate: exp.Expr, condition: exp.Expr) -> exp.Filter:
-    return exp.Filter(this=aggregate, expression=exp.Where(this=condition.copy()))
+    return exp.Filter(this=aggregate, expression=exp.Where(this=copied(condition)))

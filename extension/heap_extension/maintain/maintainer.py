@@ -189,6 +189,7 @@ class Maintainer:
         for app in apps:
             if app not in self._merges:
                 self._merges[app] = UserMerges(self.dsn, app, leader, settings.lock_timeout)
+            self._merges[app].patience = settings.lock_timeout
             try:
                 if sweeps:
                     self._merges[app].merge_late_users()

@@ -89,7 +89,7 @@ class UserMerges:
         self._began: dict[tuple[int, bool], datetime] = {}
         """When what the catalog says was first seen: batch, moved or not."""
         self._copies_seen: int | None = None
-        """The batch whose copies were all seen to be there: after every commit, and after another maintainer's."""
+        """The batch whose marked events all have copies that were seen; None after another maintainer or an error."""
         self._is_owed = True
         """Whether a node may still have to commit what another has."""
 
@@ -102,7 +102,7 @@ class UserMerges:
         try:
             return self._advance()
         except psycopg.Error:
-            self._is_owed = True
+            self._copies_seen, self._is_owed = None, True
             raise
 
     def _advance(self) -> int | None:
@@ -288,7 +288,6 @@ class UserMerges:
         """
         self._find_copies(work, batch)
         if work.execute("SELECT FROM pg_temp.copies LIMIT 1").fetchone() is not None:
-            self._copies_seen = None
             raise _NotVisibleError("copies of events are not to be seen yet")
 
     def _parts(self, batch: _Batch) -> dict[str, sql.Composable]:
@@ -309,11 +308,11 @@ class UserMerges:
         with self._app_locked(self.leader, "NO KEY UPDATE"):
             if self._batch() != batch:
                 return  # somebody of it was erased
-            copied = 1
-            while copied:
-                with work.transaction():
-                    copied = self._copy_some(work, batch)
-                self._expect_copies(work, batch)
+            with work.transaction():
+                copied = self._copy_some(work, batch)
+            self._expect_copies(work, batch)
+            if copied == _BATCH_EVENTS:
+                return  # too many to hold others back for: they are copied without the lock, and this is tried again
             with work.transaction():
                 self._find_merged_users(work, batch)
                 work.execute(sql.SQL("DELETE FROM {}").format(self._table(MERGED_USERS)))

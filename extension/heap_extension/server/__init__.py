@@ -3,6 +3,12 @@
 Nothing here changes the database. It reads the catalog through `plpy`, compiles, and hands commands back.
 """
 
+from heap_compiler.parse import parser
 from heap_extension.server.answer import answer
 
-__all__ = ["answer"]
+__all__ = ["answer", "load"]
+
+
+def load() -> None:
+    """Loads what every request needs beyond the modules: the parser."""
+    parser()

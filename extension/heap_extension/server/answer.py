@@ -17,10 +17,8 @@ from heap_compiler import (
     compile_segment,
     compile_statement,
 )
-from heap_compiler.complete import complete
 from heap_extension.server import apps, definitions, plans, segments, users
 from heap_extension.server.catalog import App, Database, DatabaseCatalog, rows
-from heap_extension.server.vocabulary import AppVocabulary, NoVocabulary
 
 __all__ = ["Answer", "answer"]
 
@@ -116,6 +114,9 @@ def _answer(database: Database, request: str, arguments: list[str | None]) -> tu
 
 
 def _complete(database: Database, text: str | None, position: str | None) -> list[str]:
+    from heap_compiler.complete import complete  # it reads every analysis: no other request should wait for that
+    from heap_extension.server.vocabulary import AppVocabulary, NoVocabulary
+
     try:
         vocabulary: AppVocabulary | NoVocabulary = AppVocabulary(DatabaseCatalog(database, App.current(database)))
     except HeapError:  # no app, or none chosen: whoever runs a statement is told

@@ -8,14 +8,15 @@ VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $python$
 if "heap" not in GD:
-    import gc, os, site, sys
+    import gc, site, sys
     gc.disable()  # a third of the time of the imports would go into collections that find nothing
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # else pydantic looks through every package for some
     for name in [name for name in sys.modules if name.startswith("heap_")]:
         del sys.modules[name]
     site.addsitedir("@python_path@")
     sys.path.insert(0, "@python_path@")
     import heap_extension.server
+    heap_extension.server.load()
+    gc.freeze()  # and later collections need not look through what stays anyway
     gc.enable()
     GD["heap"] = "@version@"
 from heap_extension.server import answer
