@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from heap_extension.command import app as command_line
+from heap_ingest.broker import Broker
 from heap_ingest.capture.limits import Limits
 from heap_ingest.messages import EventMessage, IdentifyMessage, Message, UserMessage
 from tests.ingest.capture_server import APP, Answer, CaptureServer, ask, ensure_key, read_topic, topic_ends
@@ -266,3 +267,18 @@ def test_metrics_count_what_was_done(capture: CaptureServer, taken: _Taken) -> N
     assert [capture.metric(name) - was for name, was in zip(names, before, strict=True)] == [2, 1, 2, 1]
     assert capture.metric("heap_capture_brokers_up") == 1
     assert capture.metric("heap_capture_in_flight_bytes") == 0
+
+
+def test_several_processes_behind_a_proxy(capture_dsn: str, broker: Broker, write_key: str) -> None:
+    """Any of them is asked for the metrics of all; the client's address is what our own proxy saw."""
+    server = CaptureServer(capture_dsn, broker, "several", "--workers", "2", "--proxies", "1")
+    server.start()
+    try:
+        for number in range(20):
+            headers = {"X-Write-Key": write_key, "X-Forwarded-For": f"6.6.6.6, 10.0.0.{number}"}
+            assert server.post("/track", {"type": "x", "user_id": 1}, headers).status == 200
+        assert {server.metric("heap_capture_messages_total") for _ in range(5)} == {20}
+        addresses = {message.ip for message in read_topic(broker, "several") if isinstance(message, EventMessage)}
+        assert addresses == {f"10.0.0.{number}" for number in range(20)}
+    finally:
+        server.stop()

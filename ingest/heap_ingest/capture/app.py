@@ -52,12 +52,11 @@ _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _GIF = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
 _JSON = (b"content-type", b"application/json")
 _MEDIA_TYPES = frozenset({b"", b"application/json", b"text/plain", b"application/octet-stream"})
-_PREFLIGHT = [
-    (b"access-control-allow-origin", b"*"),
+_PREFLIGHT = (
     (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
     (b"access-control-allow-headers", b"authorization, content-encoding, content-type, x-write-key"),
     (b"access-control-max-age", b"86400"),
-]
+)
 _ANY_ORIGIN = (b"access-control-allow-origin", b"*")
 _EXPOSED = (b"access-control-expose-headers", b"retry-after")
 _ENVELOPE = ("write_key", "sent_at", "clock_offset")
@@ -186,7 +185,7 @@ class CaptureApp:
                 raise _RefusedRequestError(404, f"there is no such path; those are {', '.join(self._routes)}")
             method: str = scope["method"]
             if method == "OPTIONS":
-                return _Answer(204, b"", tuple(_PREFLIGHT[1:])), route
+                return _Answer(204, b"", _PREFLIGHT), route
             respond = methods.get("GET" if method == "HEAD" else method)
             if respond is None:
                 allowed = ", ".join([*methods, "OPTIONS"])
