@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
@@ -215,7 +215,10 @@ def _unquote(token: str) -> str:
 
 def _number(token: Token) -> Decimal:
     """A number every PostgreSQL numeric operation can take: at most 300 digits on either side of the point."""
-    number = Decimal(str(token)) if len(token) <= 100 else None
+    try:
+        number = Decimal(str(token)) if len(token) <= 100 else None
+    except InvalidOperation:  # an exponent beyond what Decimal holds
+        number = None
     if number is None or (number and not -300 <= number.adjusted() <= 300):
         span = Span(cast(int, token.start_pos), cast(int, token.end_pos))
         raise HeapError(f"the number {token[:20]} is out of bounds", span, "between -1e300 and 1e300")

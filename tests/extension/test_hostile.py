@@ -6,7 +6,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from heap_compiler import HeapError, compile_definition, compile_statement
@@ -45,6 +45,7 @@ def _mutated(draw: st.DrawFn) -> str:
 
 @settings(max_examples=3_000)
 @given(_mutated())
+@example("trend count of purchase where amount > 1e9999999999999999999")
 def test_the_compiler_answers_or_raises_a_heap_error(text: str) -> None:
     try:
         compile_statement(text, DictionaryCatalog())
