@@ -116,6 +116,7 @@ def _compiled(connection: psycopg.Connection[Any]) -> list[tuple[exp.Query, str]
     """The analyses of the reference but for the lists of users."""
     compiled: list[tuple[exp.Query, str]] = []
     with connection.transaction(force_rollback=True):
+        connection.execute("SET LOCAL heap.strategy = 'merge'")  # what kernels read is inside them
         for example in _EXAMPLES:
             statement = parse(example)
             if example.startswith("segment "):

@@ -328,6 +328,7 @@ def test_an_app_of_an_earlier_version_is_brought_to_this_one(dsn: str) -> None:
             columns = "SELECT count(*) FROM information_schema.columns WHERE table_schema = 'olden'"
             now = connection.execute(columns).fetchone()
             connection.execute("ALTER TABLE olden.events DROP COLUMN merge_id")
+            connection.execute("ALTER TABLE olden.users DROP COLUMN property_times")
             connection.execute("DROP TABLE IF EXISTS olden.merged_users")
             connection.execute("DROP INDEX olden.users_identity")
             connection.execute("INSERT INTO olden.events (user_id, time, event_id, type) VALUES (1, now(), 1, 'x')")
