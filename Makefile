@@ -14,8 +14,9 @@ all: $(VENV)/.ready
 demo: $(VENV)/.ready
 	$(BIN)/heap demo
 
+# Two processes, each with clusters of its own; a file's tests share what it sets up.
 test: $(VENV)/.ready $(VENV)/.peers
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 one inside a statement (`server.users`) and the one between shards (`maintain.merges`).
 
 A copy keeps its event id, which orders a user's events of one instant. Where another event of the user has it already,
-the same event is not copied again, and a different one gets an id made of its own and its user's: always the same.
+the same event is not copied again, and a different one gets an id made of its own and its contents: always the same.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ _OTHERS = tuple(name for name in STORED_EVENT_COLUMNS if name not in _KEY)
 EVENT_CONTENTS = f"pg_catalog.jsonb_build_array({', '.join(_OTHERS)})"
 """All of an event but its key, to compare events by."""
 
-COPY_ID = "pg_catalog.hashint8extended(event_id, user_id)"
-"""The id of a copy whose own id is another event's."""
+COPY_ID = "pg_catalog.hashint8extended(event_id, pg_catalog.jsonb_hash_extended(contents, 0))"
+"""The id of a copy whose own id is another event's, over rows with `contents`: the same event has the same one,
+whoever's it is."""
 
 
 WRITE_MERGED_ROW = """

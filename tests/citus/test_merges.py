@@ -99,7 +99,7 @@ class _Asker:
                 with _connect(self.cluster) as connection:
                     while not self._stop.is_set():
                         self.answers.append(_answer(connection))
-                        self._stop.wait(0.02)
+                        self._stop.wait(0.1)  # two cores are for everybody
             except psycopg.Error as error:
                 self.errors.append(str(error))
                 self._stop.wait(0.05)
