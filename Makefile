@@ -6,8 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PG_VERSION := 15
 DEBIAN := postgresql postgresql-plpython3-$(PG_VERSION) python3-venv
+# What `heap ingest broker` fetches and runs Kafka with; without it, the tests that need a Kafka are skipped.
+DEBIAN_KAFKA := openjdk-17-jre-headless maven
 
-.PHONY: all demo test check bench clean
+.PHONY: all demo test check bench clean .kafka
 
 all: $(VENV)/.ready
 
@@ -15,7 +17,7 @@ demo: $(VENV)/.ready
 	$(BIN)/heap demo
 
 # Two processes, each with clusters of its own; a file's tests share what it sets up.
-test: $(VENV)/.ready $(VENV)/.peers
+test: $(VENV)/.ready $(VENV)/.peers .kafka
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(VENV)/.ready
@@ -30,8 +32,8 @@ bench: $(VENV)/.ready $(VENV)/.peers
 	$(BIN)/python -m pytest benchmarks --events $(EVENTS) --capture=no --benchmark-columns=min,median,max,rounds
 
 clean:
-	-test -x $(BIN)/heap && $(BIN)/heap down
-	rm -rf $(VENV) .heap
+	-test -x $(BIN)/heap && $(BIN)/heap down && $(BIN)/heap ingest broker --down
+	rm -rf $(VENV) .heap .heap-kafka
 
 $(VENV)/.ready: pyproject.toml Makefile
 	@$(MAKE) --no-print-directory .debian
@@ -58,3 +60,16 @@ $(VENV)/.peers: $(VENV)/.ready
 	    echo "Missing packages. As root, run: apt-get install $(DEBIAN)"; exit 1; \
 	  fi; \
 	fi
+
+# Kafka and what runs it: installed when we are root, fetched once.
+.kafka: $(VENV)/.ready
+	@if ! command -v java > /dev/null || ! command -v mvn > /dev/null; then \
+	  if test "$$(id -u)" = 0; then \
+	    apt-get update --quiet --quiet && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --quiet $(DEBIAN_KAFKA) > /dev/null || true; \
+	  else \
+	    echo "Tests with Kafka are skipped. As root, run: apt-get install $(DEBIAN_KAFKA)"; \
+	  fi; \
+	fi
+	@$(BIN)/python -c 'from heap_ingest.broker import find_kafka; print("Kafka:", find_kafka())' 2> /dev/null \
+	  || echo "Kafka cannot be fetched here: its tests are skipped"

@@ -14,6 +14,8 @@ from heap_extension.cluster import Cluster
 from heap_extension.install import install
 from heap_extension.nodes import create_extension
 from heap_extension.postgres import find_postgres
+from heap_ingest.broker import Broker, BrokerError, find_kafka
+from heap_ingest.topics import create_topics
 from tests.semantics_app import ensure_app, settle
 from tests.servers import require_citus, server_folder
 from tests.turns import turn
@@ -26,12 +28,17 @@ settings.load_profile("heap")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-snapshots", action="store_true", help="write what the compiler makes into the cases")
+    parser.addoption("--sink-kills", type=int, default=15, help="how often the sink is killed, on each database")
 
 
 def pytest_report_header() -> list[str]:
     postgres = find_postgres()
     citus = "found" if postgres.has_extension("citus") else "not found: its tests are skipped"
-    return [f"PostgreSQL {postgres.version} in {postgres.bin}", f"Citus: {citus}"]
+    try:
+        kafka = f"found in {find_kafka()}"
+    except BrokerError as error:
+        kafka = f"not found, its tests are skipped: {error}"
+    return [f"PostgreSQL {postgres.version} in {postgres.bin}", f"Citus: {citus}", f"Kafka: {kafka}"]
 
 
 _RUN = pytest.StashKey[Path]()
@@ -138,6 +145,23 @@ def dsn(request: pytest.FixtureRequest) -> str:
         _distribute(cluster.dsn)
     create_extension(cluster.dsn)
     return cluster.dsn
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[Broker]:
+    """A Kafka with the topics. Tests make their own topics where they need an empty log, and leave the broker running."""
+    try:
+        kafka = find_kafka()
+    except BrokerError as error:
+        pytest.skip(str(error))
+    with server_folder() as folder:
+        broker = Broker(kafka, folder / "kafka")
+        try:
+            broker.up()
+            create_topics(broker.bootstrap_servers)
+            yield broker
+        finally:
+            broker.kill()
 
 
 @pytest.fixture

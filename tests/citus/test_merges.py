@@ -25,8 +25,8 @@ from heap_extension.cluster import Cluster
 from heap_extension.maintain import Maintainer
 from heap_extension.maintain.merges import UserMerges
 from heap_extension.maintain.nodes import connect_node
-from tests.citus.conftest import Measured
 from tests.citus.inserter import Inserter
+from tests.conftest import Measured
 from tests.waiting import until
 
 _HEAP = Path(sys.executable).with_name("heap")

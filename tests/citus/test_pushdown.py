@@ -95,6 +95,7 @@ def growing(dsn: str) -> Iterator[psycopg.Connection[Any]]:
         connection.execute(_GIVE_PLANS)
         connection.commit()
         connection.execute("SET citus.explain_all_tasks = on")
+        connection.execute("SET heap.strategy = 'merge'")  # what kernels read is no part of a query's plan
         connection.commit()
         yield connection
         connection.rollback()

@@ -11,12 +11,12 @@ from sqlglot import exp, parse_one
 import heap_compiler.passes
 from heap_compiler import CompiledQuery, compile_statement
 from heap_compiler.bind import Binder
-from heap_compiler.catalog import MergingUsers
+from heap_compiler.catalog import MergingUsers, Strategy
 from heap_compiler.parse import parse_event
 from heap_compiler.passes import PREDICATE_PASSES, QUERY_PASSES, SEQUENCE_PASSES, STORAGE_PASSES
 from heap_compiler.passes.verify_pushdown import verify_pushdown
 from heap_compiler.ranges import TimeRange
-from heap_compiler.sequence import Sequence, SequenceStep
+from heap_compiler.sequence import Sequence, SequenceStep, counted
 from heap_compiler.sql import conjuncts
 from tests.dictionary_catalog import DictionaryCatalog
 
@@ -42,11 +42,12 @@ def test_every_module_of_the_passes_is_in_one_tuple() -> None:
     assert sorted(listed) == sorted(modules)
 
 
-def _sequence(*events: str, sizes: dict[str, int] | None = None) -> Sequence:
-    binder = Binder("", DictionaryCatalog(sizes=sizes), (), ())
-    steps = tuple(SequenceStep(binder.event(parse_event(event), event)) for event in events)
+def _sequence(*events: str, sizes: dict[str, int] | None = None, asked: Strategy = "auto", shards: int = 0) -> Sequence:
+    catalog = DictionaryCatalog(sizes=sizes)
+    binder = Binder("", catalog, (), ())
+    steps = tuple(SequenceStep(counted(binder.event(parse_event(event), event), catalog)) for event in events)
     entry = TimeRange(datetime(2026, 6, 1, tzinfo=UTC), datetime(2026, 6, 8, tzinfo=UTC))
-    sequence = Sequence("shop", steps, timedelta(days=7), entry)
+    sequence = Sequence("shop", steps, timedelta(days=7), entry, asked=asked, shards=shards)
     for sequence_pass in SEQUENCE_PASSES:
         sequence = sequence_pass(sequence)
     return sequence
@@ -82,6 +83,33 @@ def test_choose_strategy_probes_from_the_rarest_earlier_step_and_only_with_known
     steps = _sequence('"Viewed pricing"', '"Sign up"', '"Purchase"', sizes=sizes).steps
     assert [step.driver for step in steps] == [None, None, 1]
     assert all(step.driver is None for step in _sequence('"Viewed pricing"', '"Purchase"').steps)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "asked", "shards", "vector"),
+    [
+        ({}, "auto", 4, True),
+        ({}, "auto", 0, False),
+        ({"Sign up": 300, "Purchase": 300}, "auto", 1, True),
+        ({"Sign up": 300, "Purchase": 300}, "auto", 4, False),
+        ({"Sign up": 1_000, "Purchase": 2_000}, "vector", 4, True),
+        ({"Sign up": 1_000, "Purchase": 2_000}, "vector", 0, False),
+        ({"Sign up": 900_000, "Purchase": 2_000_000}, "merge", 4, False),
+    ],
+)
+def test_choose_strategy_takes_kernels_where_there_are_some_and_enough_to_do(
+    sizes: dict[str, int], asked: Strategy, shards: int, vector: bool
+) -> None:
+    sequence = _sequence('"Sign up"', '"Purchase"', sizes=sizes, asked=asked, shards=shards)
+    assert sequence.vector is vector
+    assert sequence.reason
+
+
+def test_choose_strategy_probes_or_merges_as_it_is_asked() -> None:
+    sizes = {"Viewed pricing": 5_000, "Sign up": 6_000, "Purchase": 900_000}
+    names = ('"Viewed pricing"', '"Sign up"', '"Purchase"')
+    for asked, drivers in (("auto", [None, None, 0]), ("merge", [None, None, None]), ("probe", [None, 0, 0])):
+        assert [step.driver for step in _sequence(*names, sizes=sizes, asked=asked).steps] == drivers
 
 
 def test_verify_pushdown_leaves_windows_over_aggregates_to_the_coordinator() -> None:
