@@ -33,7 +33,7 @@ bench: $(VENV)/.ready $(VENV)/.peers
 
 clean:
 	-test -x $(BIN)/heap && $(BIN)/heap down && $(BIN)/heap ingest broker --down
-	rm -rf $(VENV) .heap .heap-kafka
+	rm -rf $(VENV) .heap .heap-bench .heap-kafka
 
 $(VENV)/.ready: pyproject.toml Makefile
 	@$(MAKE) --no-print-directory .debian

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from benchmarks.data import TIERS
 from benchmarks.results import Results
 
 __all__ = ["GOALS", "Goal", "Verdict", "heap_median", "verdicts"]
@@ -67,8 +68,9 @@ def _ratio(one: float | None, other: float | None) -> float | None:
 
 
 def _growth(results: Results) -> float | None:
-    """From the smallest dataset to the largest."""
-    sizes = results.seconds.get("size 3-step funnel, fixed", {})
+    """From the smallest dataset to the largest of those that have as many such events."""
+    least = 100 * max(kind.fixed for kind in TIERS["fixed"])
+    sizes = [size for size in results.seconds.get("size 3-step funnel, fixed", {}) if int(size) >= least]
     if len(sizes) < 2:
         return None
     smallest, largest = min(sizes, key=int), max(sizes, key=int)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.data import Dataset
 from benchmarks.peers.engine_process import EngineProcess, Run
-from benchmarks.peers.peer import Asked
+from benchmarks.peers.peer import Asked, once
 from benchmarks.work import Event, Funnel, Paths, Question, Retention, Row, Test, Trend
 
 __all__ = ["ClickHouse"]
@@ -61,10 +60,9 @@ class ClickHouse:
         self._engine.stop()
 
     def load(self, dataset: Dataset) -> float:
-        mark = self._folder / f"loaded-{dataset.events}-{dataset.digest}"
-        if mark.exists():
-            return float(mark.read_text())
-        began = time.perf_counter()
+        return once(self._folder / f"loaded-{dataset.events}-{dataset.digest}", lambda: self._load(dataset))
+
+    def _load(self, dataset: Dataset) -> None:
         table = _table(dataset)
         self._engine.run(f"DROP TABLE IF EXISTS {table}")
         source = f"file('{dataset.pattern}', 'Parquet')"
@@ -91,9 +89,6 @@ class ClickHouse:
                 f" 'session_id', toString(session_id)))) FROM {source}"
             )
         self._engine.run(f"OPTIMIZE TABLE {table} FINAL")
-        took = time.perf_counter() - began
-        mark.write_text(str(took))
-        return took
 
     def variants(self, question: Question) -> tuple[str, ...]:
         if self.layout == "json" or not question.events[0].tests:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.data import Dataset
 from benchmarks.peers.engine_process import EngineProcess, Run
-from benchmarks.peers.peer import Asked
+from benchmarks.peers.peer import Asked, once
 from benchmarks.peers.standard_sql import by_asof_joins, in_sql
 from benchmarks.work import Event, Funnel, Question, Row, Test
 
@@ -51,19 +50,15 @@ class DuckDB:
         self._engine.stop()
 
     def load(self, dataset: Dataset) -> float:
-        mark = self._folder / f"loaded-{dataset.events}-{dataset.digest}"
-        if mark.exists():
-            return float(mark.read_text())
-        began = time.perf_counter()
+        return once(self._folder / f"loaded-{dataset.events}-{dataset.digest}", lambda: self._load(dataset))
+
+    def _load(self, dataset: Dataset) -> None:
         self._engine.run(f"CREATE SCHEMA IF NOT EXISTS {_schema(dataset)}")
         self._engine.run(
             f"CREATE OR REPLACE TABLE {_schema(dataset)}.events AS SELECT * REPLACE (CAST(time AS timestamp) AS time)"
             f" FROM read_parquet('{dataset.pattern}') ORDER BY type, user_id, time"
         )
         self._engine.run("CHECKPOINT")
-        took = time.perf_counter() - began
-        mark.write_text(str(took))
-        return took
 
     def variants(self, question: Question) -> tuple[str, ...]:
         return ("windows", "ASOF joins") if isinstance(question, Funnel) else ("windows",)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +22,7 @@ from benchmarks.peers.peer import Asked, TookTooLongError
 from benchmarks.work import EVENTS, NOW, Funnel, Paths, Question, Retention, Row, Trend
 from heap_extension.citus_cluster import CitusCluster
 from heap_extension.cluster import Cluster
+from heap_extension.install import VERSION, extension_scripts
 from heap_extension.nodes import create_extension
 from heap_extension.postgres import find_postgres
 
@@ -60,6 +63,13 @@ class Heap:
         return self.cluster.dsn
 
     def start(self) -> None:
+        """Runs the cluster; one whose extension other code made is made anew, and loaded again."""
+        mark = self.cluster.directory / "extension"
+        scripts = extension_scripts(VERSION, Path("-"))
+        code = hashlib.sha256("\n".join(scripts[name] for name in sorted(scripts)).encode()).hexdigest()
+        if self.cluster.exists and not (mark.exists() and mark.read_text() == code):
+            self.stop()
+            shutil.rmtree(self.cluster.directory)
         if self.workers:
             settings = _SETTINGS.format(shared_buffers="1GB")
             CitusCluster(self.cluster).up(self.workers, settings=settings)
@@ -69,6 +79,7 @@ class Heap:
             made = connection.execute("SELECT 1 FROM pg_extension WHERE extname = 'heap'").fetchone()
         if not made:
             create_extension(self.dsn)
+            mark.write_text(code)
 
     def stop(self) -> None:
         if self._connection is not None:

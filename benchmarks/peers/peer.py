@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from benchmarks.data import Dataset
 from benchmarks.work import Question, Row
 
-__all__ = ["Asked", "Peer", "TookTooLongError"]
+__all__ = ["Asked", "Peer", "TookTooLongError", "once"]
 
 
 class Asked(NamedTuple):
@@ -15,6 +18,17 @@ class Asked(NamedTuple):
 
     seconds: float
     rows: set[Row]
+
+
+def once(mark: Path, load: Callable[[], None]) -> float:
+    """Seconds that `load` took, now or in the earlier run that left `mark`."""
+    if mark.exists():
+        return float(mark.read_text())
+    began = time.perf_counter()
+    load()
+    took = time.perf_counter() - began
+    mark.write_text(str(took))
+    return took
 
 
 class TookTooLongError(Exception):
