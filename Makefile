@@ -6,16 +6,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 PG_VERSION := 15
 DEBIAN := postgresql postgresql-plpython3-$(PG_VERSION) python3-venv
+# What `heap ingest broker` fetches and runs Kafka with; without it, the tests that need a Kafka are skipped.
+DEBIAN_KAFKA := openjdk-17-jre-headless maven
 
-.PHONY: all demo test check bench clean
+.PHONY: all demo test check bench clean .kafka
 
 all: $(VENV)/.ready
 
 demo: $(VENV)/.ready
 	$(BIN)/heap demo
 
-test: $(VENV)/.ready $(VENV)/.clickhouse
-	$(BIN)/python -m pytest
+# Two processes, each with clusters of its own; a file's tests share what it sets up.
+test: $(VENV)/.ready $(VENV)/.peers .kafka
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -23,12 +26,14 @@ check: $(VENV)/.ready
 	$(BIN)/mypy
 	$(BIN)/sqlfluff lint --disable-progress-bar extension/heap_extension/sql
 
-bench: $(VENV)/.ready
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=min,median,max,rounds
+EVENTS ?= 10000000
+
+bench: $(VENV)/.ready $(VENV)/.peers
+	$(BIN)/python -m pytest benchmarks --events $(EVENTS) --capture=no --benchmark-columns=min,median,max,rounds
 
 clean:
-	-test -x $(BIN)/heap && $(BIN)/heap down
-	rm -rf $(VENV) .heap
+	-test -x $(BIN)/heap && $(BIN)/heap down && $(BIN)/heap ingest broker --down
+	rm -rf $(VENV) .heap .heap-bench .heap-kafka
 
 $(VENV)/.ready: pyproject.toml Makefile
 	@$(MAKE) --no-print-directory .debian
@@ -37,10 +42,10 @@ $(VENV)/.ready: pyproject.toml Makefile
 	$(BIN)/heap install > /dev/null
 	touch $@
 
-# What the tests compare answers with; where it is not to be had, that comparison is skipped.
-$(VENV)/.clickhouse: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[clickhouse]' \
-	  || echo "ClickHouse cannot be installed here: nothing is compared with it"
+# What answers and times are compared with; where it is not to be had, tests that need it are skipped.
+$(VENV)/.peers: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[clickhouse,bench]' \
+	  || echo "ClickHouse and DuckDB cannot be installed here: nothing is compared with them"
 	touch $@
 
 # PostgreSQL with PL/Python from Debian's packages: installed when we are root, else said.
@@ -55,3 +60,16 @@ $(VENV)/.clickhouse: $(VENV)/.ready
 	    echo "Missing packages. As root, run: apt-get install $(DEBIAN)"; exit 1; \
 	  fi; \
 	fi
+
+# Kafka and what runs it: installed when we are root, fetched once.
+.kafka: $(VENV)/.ready
+	@if ! command -v java > /dev/null || ! command -v mvn > /dev/null; then \
+	  if test "$$(id -u)" = 0; then \
+	    apt-get update --quiet --quiet && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --quiet $(DEBIAN_KAFKA) > /dev/null || true; \
+	  else \
+	    echo "Tests with Kafka are skipped. As root, run: apt-get install $(DEBIAN_KAFKA)"; \
+	  fi; \
+	fi
+	@$(BIN)/python -c 'from heap_ingest.broker import find_kafka; print("Kafka:", find_kafka())' 2> /dev/null \
+	  || echo "Kafka cannot be fetched here: its tests are skipped"

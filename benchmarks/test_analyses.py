@@ -18,7 +18,9 @@ import psycopg
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.million_events import APP, EVENTS, NOW, RANGE, ensure_events
+from benchmarks.conftest import EVENTS, Bench
+from benchmarks.peers.heap import app_of
+from benchmarks.work import RANGE
 from heap_compiler.analyses import ANALYSES
 from heap_extension.server.plans import plan_nodes
 
@@ -45,32 +47,30 @@ class Measured:
 
 
 _MEASURED = {
-    "trend": Measured(
-        f'trend count of "Purchase", users of "Viewed pricing" by day {RANGE}', ("Purchase", "Viewed pricing")
-    ),
+    "trend": Measured(f'trend count of "1 % 2", users of "1 % 1" by day {RANGE}', ("1 % 2", "1 % 1")),
     "funnel": Measured(
-        f'funnel "Viewed pricing" -> "Purchase" -> "Signed up" within 14 days {RANGE}',
-        ("Viewed pricing", "Purchase", "Signed up"),
+        f'funnel "1 % 1" -> "1 % 2" -> "0.1 % 3" within 14 days {RANGE}',
+        ("1 % 1", "1 % 2", "0.1 % 3"),
         why="a window per step after the first, and one GROUP BY, over every merged row",
     ),
     "retention": Measured(
-        f'retention from "Viewed pricing" to "Purchase" by week for 8 weeks {RANGE}',
-        ("Viewed pricing", "Purchase"),
+        f'retention from "1 % 1" to "1 % 2" by week for 8 weeks {RANGE}',
+        ("1 % 1", "1 % 2"),
         why="return events are hashed by user and week, joined to the cohorts by hash, and hashed by user again",
     ),
     "lifecycle": Measured(
-        f'lifecycle of "Purchase" by week {RANGE}',
-        ("Purchase",),
+        f'lifecycle of "1 % 2" by week {RANGE}',
+        ("1 % 2",),
         why="three windows over the events in order: the first of every week, and the weeks before and after",
     ),
     "stickiness": Measured(
-        f'stickiness of "Purchase" by day {RANGE}',
-        ("Purchase",),
+        f'stickiness of "1 % 2" by day {RANGE}',
+        ("1 % 2",),
         why="a window finds the first event of every day, a GROUP BY counts them per user",
     ),
     "users": Measured(
-        f'users who did "Purchase" at least 2 times {RANGE} limit 100',
-        ("Purchase",),
+        f'users who did "1 % 2" at least 2 times {RANGE} limit 100',
+        ("1 % 2",),
         why="nearly as many users as events are hashed, and those that remain looked up in the table of users",
     ),
     "sessions": Measured(
@@ -79,33 +79,33 @@ _MEASURED = {
         why="no index has session_id: the tables are read; the hash of a million sessions outgrows work_mem",
     ),
     "distribution": Measured(
-        f'distribution of count of "Viewed pricing" per user {RANGE}',
-        ("Viewed pricing",),
+        f'distribution of count of "1 % 1" per user {RANGE}',
+        ("1 % 1",),
         why="the events of nearly as many users are hashed by user",
     ),
     "time": Measured(
-        f'time from "Viewed pricing" to "Purchase" within 14 days {RANGE}',
-        ("Viewed pricing", "Purchase"),
+        f'time from "1 % 1" to "1 % 2" within 14 days {RANGE}',
+        ("1 % 1", "1 % 2"),
         why="a window and a GROUP BY pass over every merged row, as in a funnel of two steps",
     ),
     "paths": Measured(
-        f'paths across "Viewed pricing", "Purchase", "Signed up" from "Viewed pricing" within 1 day over {RANGE}',
-        ("Viewed pricing", "Purchase", "Signed up"),
+        f'paths across "1 % 1", "1 % 2", "0.1 % 3" from "1 % 1" within 1 day over {RANGE}',
+        ("1 % 1", "1 % 2", "0.1 % 3"),
         why="two windows over every merged row, then an array per path, unrolled into its steps and counted per user",
     ),
     "attribution": Measured(
-        f'attribution of "Purchase" to landing_page by first touch within 14 days {RANGE}',
-        (_EVERYTHING, "Purchase"),
+        f'attribution of "1 % 2" to landing_page by first touch within 14 days {RANGE}',
+        (_EVERYTHING, "1 % 2"),
         why="any event can be a touch: those of all users who converted are read from the table and numbered",
     ),
     "correlate": Measured(
-        f'correlate "Viewed pricing" -> "Purchase" within 14 days with user.plan, "Signed up" {RANGE}',
-        ("Viewed pricing", "Purchase", "Signed up"),
+        f'correlate "1 % 1" -> "1 % 2" within 14 days with user.plan, "0.1 % 3" {RANGE}',
+        ("1 % 1", "1 % 2", "0.1 % 3"),
         why="a funnel, another pass over its chains and the factors' events, and every user's row looked up",
     ),
     "effort": Measured(
-        f'effort "Viewed pricing" -> "Purchase" within 14 days {RANGE}',
-        ("Viewed pricing", "Purchase"),
+        f'effort "1 % 1" -> "1 % 2" within 14 days {RANGE}',
+        ("1 % 1", "1 % 2"),
         why="chains carried as arrays, and per chain one lookup of the events in between",
     ),
 }
@@ -127,40 +127,32 @@ class _Result:
 
 
 @pytest.fixture(scope="module")
-def connection(request: pytest.FixtureRequest) -> Iterator[psycopg.Connection[Any]]:
-    cluster = ensure_events(request.config.getoption("--events"))
-    try:
-        with psycopg.connect(cluster.dsn, autocommit=True) as connection:
-            connection.execute(
-                "SELECT set_config('heap.app', %s, false), set_config('heap.now', %s, false),"
-                " set_config('max_parallel_workers_per_gather', '0', false)",
-                (APP, NOW),
-            )
-            yield connection
-    finally:
-        cluster.down()
+def connection(bench: Bench) -> Iterator[psycopg.Connection[Any]]:
+    with bench.heap.connect(app_of(bench.dataset)) as connection:
+        connection.execute("SELECT set_config('max_parallel_workers_per_gather', '0', false)")
+        yield connection
 
 
 @pytest.fixture(scope="module")
-def results(request: pytest.FixtureRequest) -> Iterator[list[_Result]]:
+def found(request: pytest.FixtureRequest) -> Iterator[list[_Result]]:
     """Collects what was measured. Written down once every analysis was, on as many events as the table is about."""
-    found: list[_Result] = []
+    results: list[_Result] = []
     load = getloadavg()[0]
-    yield found
-    table = _table(found, request.config.getoption("--events"), load)
+    yield results
+    table = _table(results, request.config.getoption("--events"), load)
     print(table)
-    if len(found) == len(ANALYSES) and request.config.getoption("--events") == EVENTS:
+    if len(results) == len(ANALYSES) and request.config.getoption("--events") == EVENTS:
         _TABLE.write_text(table, encoding="utf-8")
 
 
 @pytest.mark.parametrize("keyword", [analysis.keyword for analysis in ANALYSES])
 def test_analysis(
-    keyword: str, connection: psycopg.Connection[Any], benchmark: BenchmarkFixture, results: list[_Result]
+    keyword: str, bench: Bench, connection: psycopg.Connection[Any], benchmark: BenchmarkFixture, found: list[_Result]
 ) -> None:
     assert keyword in _MEASURED, f"{keyword} has no benchmark: give it a representative statement in {Path(__file__)}"
     measured = _MEASURED[keyword]
     (sql,) = connection.execute("SELECT heap.sql(%s)", (measured.statement,)).fetchone() or ("",)
-    counts = [_count(connection, name) for name in measured.reads]
+    counts = [_count(connection, app_of(bench.dataset), name) for name in measured.reads]
     took: list[float] = []
 
     def count() -> None:
@@ -186,15 +178,17 @@ def test_analysis(
     benchmark.extra_info.update(
         ratio=round(result.ratio, 2), rows_read=result.rows, buffers=result.buffers, costly=result.costly
     )
-    results.append(result)
+    found.append(result)
 
 
-def _count(connection: psycopg.Connection[Any], name: str) -> str:
+def _count(connection: psycopg.Connection[Any], app: str, name: str) -> str:
     """The SQL that counts the events of a definition over its index."""
-    found = connection.execute("SELECT predicate FROM heap.event_definition WHERE name = %s", (name,)).fetchone()
+    found = connection.execute(
+        "SELECT predicate FROM heap.event_definition WHERE app = %s AND name = %s", (app, name)
+    ).fetchone()
     where = f" WHERE {found[0]}" if found is not None else ""
     assert found is not None or name == _EVERYTHING, name
-    return f"SELECT count(*) FROM {APP}.events{where}"
+    return f"SELECT count(*) FROM {app}.events{where}"
 
 
 def _rows_read(plan: Any) -> int:

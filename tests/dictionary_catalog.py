@@ -6,13 +6,15 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
-from heap_compiler.catalog import MergingUsers, Segment
+from heap_compiler.catalog import MergingUsers, Segment, Strategy
 
 
 class DictionaryCatalog:
     schema = "shop"
     time_zone = ZoneInfo("Europe/Berlin")
     now = datetime(2026, 6, 17, 12, tzinfo=UTC)
+    shards = 0
+    strategy: Strategy = "auto"
     merging: MergingUsers | None = None
 
     def __init__(self, definitions: dict[str, str] | None = None, sizes: dict[str, int] | None = None) -> None:

@@ -15,10 +15,12 @@ from typer.testing import CliRunner
 import heap_compiler
 import heap_extension
 import heap_grammar
+import heap_ingest
 from heap_compiler.analyses import ANALYSES
 from heap_compiler.parse import parser
 from heap_compiler.schema import EVENT_COLUMNS
 from heap_extension.command import app as command_line
+from heap_ingest.command import app as ingest_commands
 from tests.extension.shop_app import ensure_shop, settle
 
 _REFERENCE = heap_grammar.reference_text()
@@ -36,7 +38,7 @@ def test_every_example_of_the_reference_runs(dsn: str, connection: Any) -> None:
 def test_the_examples_in_docstrings_are_true() -> None:
     modules = [
         importlib.import_module(info.name)
-        for package in (heap_compiler, heap_extension)
+        for package in (heap_compiler, heap_extension, heap_ingest)
         for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     ]
     results = [doctest.testmod(module) for module in modules]
@@ -109,3 +111,13 @@ def test_every_command_says_what_it_does_and_is_in_the_readme(command: str) -> N
     assert shown.exit_code == 0
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     assert f"heap {command}" in readme or f"make {command}" in readme
+
+
+def test_every_command_of_ingest_says_what_it_does_and_is_in_the_readme() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    commands = [*ingest_commands.registered_commands, *ingest_commands.registered_groups]
+    names = [info.name or info.callback.__name__ for info in commands if info.name or info.callback]
+    assert {"broker", "sink", "replay", "status", "dead-letters"} <= set(names)
+    for name in names:
+        assert CliRunner().invoke(command_line, ["ingest", name, "--help"]).exit_code == 0
+        assert f"heap ingest {name}" in readme, name

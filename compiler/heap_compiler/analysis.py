@@ -34,6 +34,7 @@ class Analysis(Generic[_Plan]):
         bind: statement -> typed plan; the only step that looks names up.
         lower: typed plan -> query.
         sources: typed plan -> names of the scans in that query, and the event each reads; EXPLAIN shows the names.
+        strategy: typed plan -> how the users' chains are found, where that was chosen.
     """
 
     keyword: str
@@ -42,3 +43,4 @@ class Analysis(Generic[_Plan]):
     bind: Callable[[syntax.AnalysisStatement, Binder], _Plan]
     lower: Callable[[_Plan], exp.Query]
     sources: Callable[[_Plan], dict[str, str]]
+    strategy: Callable[[_Plan], str | None] = lambda _: None

@@ -289,8 +289,7 @@ class _EventBinder:
         known = set(base)
         extra = tuple(part for part in _conditions(beyond) if part not in known)
         assert branch.definition is not None
-        matching = self.catalog.matching_events(branch.definition)
-        return Alternative((*base, *extra), branch.definition, matching)
+        return Alternative((*base, *extra), branch.definition)
 
     def is_sequence(self, event: syntax.Event) -> bool:
         """True when the event is defined by a sequence, itself or through the definitions it is made of."""

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 from zoneinfo import ZoneInfo
 
-__all__ = ["Catalog", "MergingUsers", "Segment"]
+__all__ = ["STRATEGIES", "Catalog", "MergingUsers", "Segment", "Strategy"]
+
+Strategy = Literal["auto", "vector", "merge", "probe"]
+STRATEGIES: tuple[Strategy, ...] = ("auto", "vector", "merge", "probe")
+"""How sequences can run; `auto` chooses."""
 
 
 class Segment(NamedTuple):
@@ -50,6 +54,14 @@ class Catalog(Protocol):
     @property
     def now(self) -> datetime:
         """The instant `over last ...` counts back from, with a time zone."""
+
+    @property
+    def shards(self) -> int:
+        """On how many shards kernels can run; 0 when they cannot, or must not, and SQL serves everything."""
+
+    @property
+    def strategy(self) -> Strategy:
+        """The strategy that was asked for."""
 
     @property
     def merging(self) -> MergingUsers | None:

@@ -17,6 +17,7 @@ from heap_compiler.parse import parse, parse_event, parse_members
 from heap_compiler.passes import QUERY_PASSES, STORAGE_PASSES
 from heap_compiler.scan import Scan, scans_in
 from heap_compiler.sql import generate
+from heap_compiler.strategies.vector import kernel_calls
 
 __all__ = [
     "Compiled",
@@ -41,6 +42,8 @@ class CompiledQuery:
         columns: the columns of its rows.
         sources: names of the scans in the query, and the event each reads; first those the analysis names.
         scans: every read of events; a source has one per alternative of its event.
+        kernel_reads: the queries that kernels run beside the data, over the app's tables.
+        strategy: how chains are found and why so, where that was chosen.
     """
 
     keyword: str
@@ -48,6 +51,8 @@ class CompiledQuery:
     columns: tuple[ResultColumn, ...]
     sources: dict[str, str]
     scans: tuple[Scan, ...]
+    kernel_reads: tuple[str, ...] = ()
+    strategy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +162,15 @@ def _analyse(statement: syntax.AnalysisStatement, text: str, catalog: Catalog, k
     query = analysis.lower(plan)
     for query_pass in QUERY_PASSES:
         query = query_pass(query)
-    scans = tuple(dict.fromkeys(scans_in(query)))
+    calls = kernel_calls(query)
+    scans = tuple(dict.fromkeys([*scans_in(query), *(scan for call in calls for scan in call.scans)]))
     sources = {**analysis.sources(plan), **binder.sources}
     for scan in scans:
         sources.setdefault(scan.alias, scan.event)
-    return CompiledQuery(statement.keyword, _stored(query, catalog), analysis.row, sources, scans)
+    reads = tuple(read for call in calls for read in call.queries)
+    return CompiledQuery(
+        statement.keyword, _stored(query, catalog), analysis.row, sources, scans, reads, analysis.strategy(plan)
+    )
 
 
 def _stored(query: exp.Query, catalog: Catalog) -> str:

@@ -1,6 +1,7 @@
 """How long things took: seconds on the workers, intervals in the rows.
 
 A median needs every duration: a shard sends one array per group, the coordinator takes the quantiles of their elements.
+Kernels send the durations as bytes, which only functions made for them read.
 """
 
 from __future__ import annotations
@@ -9,9 +10,19 @@ from collections.abc import Sequence
 
 from sqlglot import exp
 
-from heap_compiler.sql import cast, function, table_alias, text
+from heap_compiler.sql import cast, function, number, table_alias, text
 
-__all__ = ["collected", "each_of", "interval", "quantile", "quantiles", "seconds"]
+__all__ = [
+    "average_duration",
+    "collected",
+    "duration_quantiles",
+    "each_of",
+    "interval",
+    "joined_durations",
+    "quantile",
+    "quantiles",
+    "seconds",
+]
 
 
 def seconds(start: exp.Expr, end: exp.Expr) -> exp.Expr:
@@ -48,3 +59,20 @@ def quantiles(fractions: Sequence[str], value: exp.Expr) -> exp.Expr:
 def _quantile(fraction: exp.Expr, value: exp.Expr) -> exp.Expr:
     ordered = exp.Order(expressions=[value])
     return exp.WithinGroup(this=exp.PercentileCont(this=fraction), expression=ordered)
+
+
+def joined_durations(value: exp.Expr) -> exp.Expr:
+    """The durations of several rows, those of a kernel, as one value."""
+    return function("string_agg", value, cast(text(""), "bytea"))
+
+
+def average_duration(durations: exp.Expr) -> exp.Expr:
+    """The average of a kernel's durations in seconds; null when there is none."""
+    return function("heap._average_duration", durations)
+
+
+def duration_quantiles(durations: exp.Expr, *fractions: str) -> exp.Expr:
+    """The quantiles of a kernel's durations in seconds, an array; of a single fraction, its element."""
+    wanted = cast(exp.Array(expressions=[exp.Literal.number(fraction) for fraction in fractions]), "double precision[]")
+    found = function("heap._duration_quantiles", durations, wanted)
+    return found if len(fractions) > 1 else exp.Bracket(this=exp.paren(found), expressions=[number(1)], offset=1)

@@ -54,7 +54,7 @@ def group_key(keys: Sequence[GroupKey], values: exp.Expr, *, has_other: bool, ha
     if not keys:
         return cast(exp.Null(), "text")
     if len(keys) == 1:
-        shown: exp.Expr = exp.Bracket(this=values.copy(), expressions=[number(0)], offset=0)
+        shown: exp.Expr = exp.Bracket(this=values.copy(), expressions=[number(1)], offset=1)
     else:
         shown = function("array_to_string", values.copy(), text(", "), text("null"))
     marks = [("other", OTHER)] * has_other + [("total", TOTAL)] * has_total

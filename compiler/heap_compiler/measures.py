@@ -11,16 +11,27 @@ from heap_compiler import syntax
 from heap_compiler.activity import of_users
 from heap_compiler.bind import Binder
 from heap_compiler.bound import BoundEvent, GroupKey
-from heap_compiler.durations import quantile
+from heap_compiler.durations import collected, each_of, quantile
 from heap_compiler.groups import join_user_values
 from heap_compiler.predicates import number_of
 from heap_compiler.ranges import TimeRange
 from heap_compiler.scan import distinct_events
 from heap_compiler.sql import cast, column, function, is_set, number, select, subquery
 
-__all__ = ["UNITS", "Measure", "aggregate", "bind_measure", "distinct_units", "measured_rows"]
+__all__ = [
+    "PERCENTILES",
+    "UNITS",
+    "Measure",
+    "aggregate",
+    "bind_measure",
+    "distinct_units",
+    "measured_rows",
+    "percentile_of",
+    "percentile_values",
+]
 
-_PERCENTILES = {"median": "0.5", "p75": "0.75", "p90": "0.9", "p95": "0.95", "p99": "0.99"}
+PERCENTILES = {"median": "0.5", "p75": "0.75", "p90": "0.9", "p95": "0.95", "p99": "0.99"}
+"""Their measures' names, and which part of the values is below each."""
 
 UNITS = {"users": ("user_id",), "sessions": ("user_id", "session_id")}
 """What the measures count that count something else than events."""
@@ -94,7 +105,19 @@ def aggregate(name: str) -> exp.Expr:
             return exp.Min(this=value)
         case "max":
             return exp.Max(this=value)
-    return cast(quantile(_PERCENTILES[name], _double(value)), "numeric")
+    return cast(quantile(PERCENTILES[name], _double(value)), "numeric")
+
+
+def percentile_values() -> exp.Expr:
+    """The numbers that a percentile of a group of rows is taken of, as an array: shards can give their parts of it."""
+    value = column("value")
+    return collected(_double(value), is_set(value.copy()))
+
+
+def percentile_of(name: str, numbers: exp.Expr) -> exp.Expr:
+    """The percentile of that name of an array of numbers."""
+    percentile = cast(quantile(PERCENTILES[name], column("value")), "numeric")
+    return exp.Subquery(this=select([percentile], each_of(numbers, "value")))
 
 
 def _double(value: exp.Expr) -> exp.Expr:

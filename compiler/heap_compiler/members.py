@@ -21,7 +21,7 @@ from heap_compiler.passes import SEQUENCE_PASSES
 from heap_compiler.predicates import PredicateBinder
 from heap_compiler.ranges import BEGINNING, TimeRange, resolve, window
 from heap_compiler.scan import distinct_events, scans
-from heap_compiler.sequence import Sequence, SequenceStep
+from heap_compiler.sequence import Sequence, SequenceStep, counted
 from heap_compiler.sql import (
     all_of,
     any_of,
@@ -183,7 +183,7 @@ class MemberBinder:
         alias = f"fact_{self._next_mark}_step"
         sequence = Sequence(
             schema=self.catalog.schema,
-            steps=tuple(SequenceStep(self._event(event, did.segment)) for event in did.events),
+            steps=tuple(SequenceStep(counted(self._event(event, did.segment), self.catalog)) for event in did.events),
             window=_LONGEST if did.within is None else window(did.within),
             entry=self._range(did.during),
             alias=alias,

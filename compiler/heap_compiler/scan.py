@@ -13,6 +13,7 @@ from heap_compiler.passes.disjoint_steps import disjoint
 from heap_compiler.ranges import BEGINNING, TimeRange
 from heap_compiler.sql import (
     column,
+    conjuncts,
     copied,
     elapsed,
     events_table,
@@ -79,7 +80,7 @@ def scans(
             [named(copied(value), name) for name, value in columns.items()],
             events_table(schema, alias),
             where=[
-                *(copied(part) for part in (*alternative.conditions, *extra)),
+                *(_of_known_users(copied(part), alias) for part in (*alternative.conditions, *extra)),
                 *_within(read),
                 *_is_first_after(schema, alternative.first_after, read, alias),
             ],
@@ -88,6 +89,23 @@ def scans(
         query.meta["scan"] = Scan(alias, event.name, alternative.definition, not alternative.conditions)
         queries.append(query)
     return queries
+
+
+def _of_known_users(condition: exp.Expr, alias: str) -> exp.Expr:
+    """The condition on events of `alias`, memberships of users inside `not` and `or` written as EXISTS: as IN, Citus
+    would bring those users to the coordinator first, since PostgreSQL makes a join of IN only where it must hold."""
+    if isinstance(condition, exp.In):
+        return condition
+    for member in list(condition.find_all(exp.In)):
+        asked = member.args.get("query")
+        if asked is not None:
+            users: exp.Select = asked.this
+            table = users.args["from_"].this.alias_or_name
+            same_user = exp.EQ(this=column("user_id", table), expression=column("user_id", alias))
+            where = [*conjuncts(users.args["where"].this), same_user]
+            exists = exp.Exists(this=select([number(1)], users.args["from_"].this, where=where))
+            member.replace(exists)
+    return condition
 
 
 def _is_first_after(schema: str, rule: FirstAfter | None, read: TimeRange, alias: str) -> list[exp.Expr]:

@@ -5,16 +5,17 @@ Binding makes a `Sequence`; `SEQUENCE_PASSES` decide how it runs, before there i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Literal
 
 from sqlglot import exp
 
 from heap_compiler.bound import BoundEvent
+from heap_compiler.catalog import Catalog, Strategy
 from heap_compiler.ranges import TimeRange
 
-__all__ = ["Exclusion", "Sequence", "SequenceStep", "Unit"]
+__all__ = ["Exclusion", "Sequence", "SequenceStep", "Unit", "counted"]
 
 Unit = Literal["users", "sessions", "conversions"]
 
@@ -39,6 +40,12 @@ class SequenceStep:
     read: TimeRange | None = None
     apart: bool = False
     driver: int | None = None
+
+    @property
+    def matching_events(self) -> int | None:
+        """About how many events the step matches, in all of time; None when that is not known."""
+        sizes = [alternative.matching_events for alternative in self.event.alternatives]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +72,10 @@ class Sequence:
         unit: whose chains they are: a user's, those inside one session, or all that do not overlap.
         first_time: a chain begins with the user's first event of step 1 ever.
         alias: the scans of the steps are called `<alias>_1`, ..., those of the exclusions `<alias>_without_1`, ...
+        shards: how many shards kernels can run on; 0 when there are no kernels.
+        asked: the strategy that was asked for.
+        vector: kernels find the chains, where an analysis has one; set by `choose_strategy`.
+        reason: why they do, or do not.
     """
 
     schema: str
@@ -77,6 +88,10 @@ class Sequence:
     unit: Unit = "users"
     first_time: bool = False
     alias: str = "step"
+    shards: int = 0
+    asked: Strategy = "auto"
+    vector: bool = False
+    reason: str = ""
 
     def before(self, step: int) -> list[int]:
         """The steps that a step, by number, may follow in a chain: the one before it, and those before that which are
@@ -98,13 +113,38 @@ class Sequence:
         return steps | {f"{self.alias}_without_{index}": exclusion.event.event.name for index, exclusion in excluded}
 
     @property
+    def strategy(self) -> str:
+        """How the chains are found, and why so: for people."""
+        if self.vector:
+            return f"vector: {self.reason}"
+        if self.any_order or not self.is_plain:
+            return f"{'any order' if self.any_order else 'timeline'}: {self.reason}"
+        probed = [str(index) for index, step in enumerate(self.steps, start=1) if step.driver is not None]
+        if not probed:
+            return f"merge: {self.reason}"
+        return f"probe of step {', '.join(probed)}, an earlier one is much rarer: {self.reason}"
+
+    @property
     def is_plain(self) -> bool:
         """True when nothing is asked but order and window."""
+        return self.is_linear and not (self.first_time or any(step.within is not None for step in self.steps))
+
+    @property
+    def is_linear(self) -> bool:
+        """True when nothing but order and time decides which event follows which."""
         return not (
             self.any_order
             or self.exclusions
             or self.held
-            or self.first_time
             or self.unit != "users"
-            or any(step.optional or step.within is not None for step in self.steps)
+            or any(step.optional for step in self.steps)
         )
+
+
+def counted(event: BoundEvent, catalog: Catalog) -> BoundEvent:
+    """The event, with about how many events match each definition: what strategies are chosen by."""
+    alternatives = (
+        replace(one, matching_events=None if one.definition is None else catalog.matching_events(one.definition))
+        for one in event.alternatives
+    )
+    return replace(event, alternatives=tuple(alternatives))

@@ -23,6 +23,8 @@ max_worker_processes = 64
 max_logical_replication_workers = 16
 shared_buffers = '256MB'
 citus.node_conninfo = 'sslmode=prefer'
+# Kernels load numpy once per connection: kept ones have it.
+citus.max_cached_conns_per_worker = 4
 """
 
 

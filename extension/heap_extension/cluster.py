@@ -16,7 +16,7 @@ from pathlib import Path
 
 from heap_extension.postgres import Postgres
 
-__all__ = ["Cluster", "ClusterError", "default_data_directory"]
+__all__ = ["Cluster", "ClusterError", "default_data_directory", "free_port", "is_alive", "is_free"]
 
 _SETTINGS = """
 # Written by `heap up`.
@@ -27,6 +27,8 @@ maintenance_work_mem = '256MB'
 max_wal_size = '4GB'
 # Planning takes a lock on every index of the partitions it keeps: many definitions need many.
 max_locks_per_transaction = 1024
+# It looks at the size of each, too: files that stay open are a quarter of the time.
+max_files_per_process = 16000
 jit = off
 """
 
@@ -119,7 +121,7 @@ class Cluster:
                 raise ClusterError(f"the cluster runs on port {self.port}: `heap down` first")
             return
         known = self.directory / "port"
-        chosen = port or (self.port if known.exists() and _is_free(self.port) else _free_port())
+        chosen = port or (self.port if known.exists() and is_free(self.port) else free_port())
         known.write_text(str(chosen))
         options = f"-p {chosen} -c unix_socket_directories=''"
         log = self.directory / "log"
@@ -153,7 +155,7 @@ class Cluster:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         deadline = time.monotonic() + 10
-        while any(_is_alive(pid) for pid in pids):
+        while any(is_alive(pid) for pid in pids):
             if time.monotonic() > deadline:
                 raise ClusterError("processes of PostgreSQL do not end")
             time.sleep(0.01)
@@ -201,6 +203,8 @@ class Cluster:
     def _run(self, program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         user = _server_user()
         command = [str(self.postgres.bin / program), *(str(argument) for argument in arguments)]
+        if "start" in arguments:  # with as many open files as the system lets the user have
+            command = ["sh", "-c", 'ulimit -S -n "$(ulimit -H -n)"; exec "$@"', "sh", *command]
         if user is not None:
             command = ["runuser", "-u", user, "--", *command]
         # A server that inherits a pipe keeps it open: whoever reads it would wait for the server to end.
@@ -226,21 +230,26 @@ def _children(parent: int) -> list[int]:
     return [int(pid) for ppid, pid in pairs if int(ppid) == parent]
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     """False for a process that ended, also when nobody has taken note of its end."""
     state = subprocess.run(["ps", "-o", "state=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
     return state.strip() not in {"", "Z"}
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """True when nobody listens on this port of loopback."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def _free_port() -> int:
-    """Below the ports of outgoing connections, which could otherwise take a stopped server's."""
+def free_port() -> int:
+    """A free port of loopback, below those of outgoing connections, which could otherwise take a stopped server's.
+
+    Raises:
+        ClusterError: none was found.
+    """
     ports = (15_432 + secrets.randbelow(32_768 - 15_432) for _ in range(100))
     for port in ports:
-        if _is_free(port):
+        if is_free(port):
             return port
     raise ClusterError("no free port found on loopback")

@@ -2,7 +2,7 @@
 one inside a statement (`server.users`) and the one between shards (`maintain.merges`).
 
 A copy keeps its event id, which orders a user's events of one instant. Where another event of the user has it already,
-the same event is not copied again, and a different one gets an id made of its own and its user's: always the same.
+the same event is not copied again, and a different one gets an id made of its own and its contents: always the same.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 STORED_EVENT_COLUMNS = (*EVENT_COLUMNS, "properties")
-STORED_USER_COLUMNS = (*USER_COLUMNS, "properties")
+STORED_USER_COLUMNS = (*USER_COLUMNS, "properties", "property_times")
 
 _KEY = ("user_id", "time", "event_id")
 _OTHERS = tuple(name for name in STORED_EVENT_COLUMNS if name not in _KEY)
@@ -29,16 +29,18 @@ _OTHERS = tuple(name for name in STORED_EVENT_COLUMNS if name not in _KEY)
 EVENT_CONTENTS = f"pg_catalog.jsonb_build_array({', '.join(_OTHERS)})"
 """All of an event but its key, to compare events by."""
 
-COPY_ID = "pg_catalog.hashint8extended(event_id, user_id)"
-"""The id of a copy whose own id is another event's."""
+COPY_ID = "pg_catalog.hashint8extended(event_id, pg_catalog.jsonb_hash_extended(contents, 0))"
+"""The id of a copy whose own id is another event's, over rows with `contents`: the same event has the same one,
+whoever's it is."""
 
 
 WRITE_MERGED_ROW = """
 ON CONFLICT (user_id) DO UPDATE SET identity = coalesce(u.identity, excluded.identity), properties = CASE
     WHEN jsonb_typeof(u.properties) = 'object' AND jsonb_typeof(excluded.properties) = 'object'
-    THEN excluded.properties || u.properties
-    ELSE coalesce(u.properties, excluded.properties) END"""
-"""How `merged_rows` are inserted into users AS u: what somebody wrote there meanwhile wins."""
+    THEN heap._latest_properties(excluded.properties, excluded.property_times, u.properties, u.property_times)
+    ELSE coalesce(u.properties, excluded.properties) END,
+    property_times = heap._latest_times(u.property_times, excluded.property_times)"""
+"""How `merged_rows` are inserted into users AS u: what was written there meanwhile wins, unless it was set earlier."""
 
 
 def event_copies(moving: str, there: str) -> str:
@@ -69,20 +71,25 @@ WHERE NOT EXISTS (
 
 
 def merged_rows(known: str) -> str:
-    """The query of the rows of users as they are after a merge. The identity and the properties of who is merged into
-    win, then those of the lowest number.
+    """The query of the rows of users as they are after a merge. Of a property the one set last wins, as far as that is
+    known; then, as for the identity, that of who is merged into, then that of the lowest number.
 
     Args:
         known: rows of users, both those merged and those merged into, with `merged_into` (of the latter, themselves).
     """
     return f"""
 SELECT u.user_id, u.identity, CASE WHEN u.odd_properties IS NULL THEN coalesce((
-    SELECT pg_catalog.jsonb_object_agg(p.key, p.value ORDER BY k.user_id = k.merged_into, k.user_id DESC)
+    SELECT pg_catalog.jsonb_object_agg(p.key, p.value ORDER BY k.property_times -> p.key NULLS FIRST,
+        CASE WHEN k.property_times ? p.key THEN p.value END, k.user_id = k.merged_into, k.user_id DESC)
     FROM {known} AS k
     CROSS JOIN LATERAL pg_catalog.jsonb_each(
         CASE WHEN pg_catalog.jsonb_typeof(k.properties) = 'object' THEN k.properties END) AS p
     WHERE k.merged_into = u.user_id
-), '{{}}') ELSE u.odd_properties END AS properties
+), '{{}}') ELSE u.odd_properties END AS properties, (
+    SELECT pg_catalog.jsonb_object_agg(t.key, t.value ORDER BY t.value)
+    FROM {known} AS k CROSS JOIN LATERAL pg_catalog.jsonb_each(k.property_times) AS t
+    WHERE k.merged_into = u.user_id
+) AS property_times
 FROM (
     SELECT merged_into AS user_id,
         (pg_catalog.array_agg(identity ORDER BY user_id <> merged_into, user_id)

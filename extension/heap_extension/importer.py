@@ -7,27 +7,29 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TextIO
 from zoneinfo import ZoneInfo
 
 from heap_extension.load import LOADED_COLUMNS, LoadedEvent
 from heap_extension.user_ids import hash_bigint
+from heap_extension.values import (
+    NUMBER,
+    RefusedValueError,
+    id_number,
+    stored_json,
+    stored_text,
+    time_instant,
+    user_number,
+)
 
 _Rows = Generator[tuple[int, Mapping[str, Any] | None, list[str]], None, None]
 """Line number, fields by name, and the row as written; for a row that is none, no fields, and the reason before it."""
 
 __all__ = ["FileReader", "ImportMapping", "ImportRefusedError", "Rejections"]
-
-_NUMBER = re.compile(r"-?(0|[1-9]\d{0,30})(\.\d{1,30})?")
-_INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MAX_INT = 2**63
 
 
 class ImportRefusedError(Exception):
@@ -129,7 +131,7 @@ class FileReader:
                     if row is None:
                         raise _RejectedRowError(written[0])
                     yield self._event(row, written)
-                except _RejectedRowError as rejected:
+                except (_RejectedRowError, RefusedValueError) as rejected:
                     self.rejections.add(line, str(rejected), written[-1] if row is None else "\t".join(written))
 
     def _rows(self) -> _Rows:
@@ -181,7 +183,7 @@ class FileReader:
         """A field of a text file: null when empty; a property is a number where JSON would write it so."""
         if value == "":
             return None
-        if name not in self._texts and _NUMBER.fullmatch(value):
+        if name not in self._texts and NUMBER.fullmatch(value):
             return float(value) if "." in value else int(value)
         return value
 
@@ -216,9 +218,9 @@ class FileReader:
 
     def _event(self, row: Mapping[str, Any], written: list[str]) -> LoadedEvent:
         mapping = self.mapping
-        user, identity = _user(row.get(mapping.user))
-        time = _time(row.get(mapping.time), mapping.zone)
-        event_type = mapping.fixed_type if mapping.type is None else _text(row.get(mapping.type))
+        user, identity = user_number(row.get(mapping.user))
+        time = time_instant(row.get(mapping.time), mapping.zone)
+        event_type = mapping.fixed_type if mapping.type is None else stored_text(row.get(mapping.type))
         if not event_type:
             raise _RejectedRowError("no event type")
         columns: dict[str, str | None] = {}
@@ -228,93 +230,19 @@ class FileReader:
                 continue
             target = mapping.columns.get(name, name if name in LOADED_COLUMNS else None)
             if target is not None:
-                columns[target] = _text(value)
+                columns[target] = stored_text(value)
             elif name == "properties" and isinstance(value, dict):
-                properties |= {key: _json(inner) for key, inner in value.items()}
+                properties |= {key: stored_json(inner) for key, inner in value.items()}
             else:
-                properties[name] = _json(value)
+                properties[name] = stored_json(value)
         return LoadedEvent(
             user,
             identity,
             time,
-            _id(row.get(mapping.event_id), "event") if mapping.event_id else None,
-            _id(row.get(mapping.session_id), "session") if mapping.session_id else None,
+            id_number(row.get(mapping.event_id), "event") if mapping.event_id else None,
+            id_number(row.get(mapping.session_id), "session") if mapping.session_id else None,
             event_type,
             tuple(columns.get(name) for name in LOADED_COLUMNS),
             properties,
             hash_bigint("\x1f".join(written)),
         )
-
-
-def _user(value: Any) -> tuple[int, str | None]:
-    """A user's id: numbers as they are, any other text by its hash, with the text as the identity."""
-    if value is None or value == "":
-        raise _RejectedRowError("no user")
-    if isinstance(value, str) and _INTEGER.fullmatch(value):
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        if not -_MAX_INT <= value < _MAX_INT:
-            raise _RejectedRowError("the user id is out of bounds")
-        return value, None
-    identity = _text(value)
-    assert identity is not None
-    return hash_bigint(identity), identity
-
-
-def _id(value: Any, what: str) -> int:
-    if value is None or value == "":
-        raise _RejectedRowError(f"no {what} id")
-    if isinstance(value, str) and _INTEGER.fullmatch(value):
-        value = int(value)
-    if isinstance(value, int) and -_MAX_INT <= value < _MAX_INT:
-        return value
-    return hash_bigint(str(value))
-
-
-def _time(value: Any, zone: ZoneInfo) -> datetime:
-    """ISO 8601, or a number of seconds, milliseconds or microseconds since 1970, told apart by its size."""
-    try:
-        if isinstance(value, datetime):
-            time = value
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            unit = 1 if abs(value) < 1e11 else 1_000 if abs(value) < 1e14 else 1_000_000
-            time = _EPOCH + (timedelta(microseconds=value * (1_000_000 // unit)))
-        elif isinstance(value, str) and _NUMBER.fullmatch(value):
-            return _time(float(value) if "." in value else int(value), zone)
-        elif isinstance(value, str):
-            time = datetime.fromisoformat(value.strip())
-        else:
-            raise _RejectedRowError("no time")
-        return (time if time.tzinfo else time.replace(tzinfo=zone)).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise _RejectedRowError(f"not a time: {str(value)[:50]}") from None
-
-
-def _text(value: Any) -> str | None:
-    if value is None:
-        return None
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    if "\x00" in text:
-        raise _RejectedRowError("a NUL character, which PostgreSQL cannot store")
-    return _storable(text)
-
-
-def _storable(text: str) -> str:
-    """Half of a surrogate pair, which JSON can spell and UTF-8 cannot, becomes the replacement character."""
-    return text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text
-
-
-def _json(value: Any) -> Any:
-    """A value as jsonb takes it: no NUL, no half characters, no NaN, times and bytes as text."""
-    match value:
-        case None | bool() | int():
-            return value
-        case float():
-            return value if value == value and abs(value) != float("inf") else None
-        case str():
-            return _text(value)
-        case dict():
-            return {_text(str(key)): _json(inner) for key, inner in value.items()}
-        case list() | tuple():
-            return [_json(inner) for inner in value]
-    return str(value)

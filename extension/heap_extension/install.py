@@ -24,7 +24,8 @@ __all__ = ["VERSION", "InstallError", "extension_scripts", "install", "installed
 
 VERSION = metadata.version("heap-analytics")
 _SQL = Path(__file__).parent / "sql"
-_SERVER_LIBRARIES = ("cssselect", "lark", "sqlglot", "sqlglotc")
+_SERVER_LIBRARIES = ("cssselect", "lark", "numpy", "sqlglot", "sqlglotc")
+_SKIPPED = {"..", "__pycache__", "tests"}
 _PACKAGES = ("heap_grammar", "heap_compiler", "heap_extension")
 
 
@@ -108,7 +109,7 @@ def _copy_packages(target: Path) -> None:
     for library in _distributions(_SERVER_LIBRARIES):
         for file in library.files or ():
             source = Path(str(library.locate_file(file)))
-            if ".." in file.parts or "__pycache__" in file.parts or not source.is_file():
+            if not _SKIPPED.isdisjoint(file.parts) or not source.is_file():
                 continue
             destination = target / file
             destination.parent.mkdir(parents=True, exist_ok=True)

@@ -110,4 +110,5 @@ def create_extension(dsn: str) -> None:
             raise InstallError(f"the extension could not be brought to {VERSION} everywhere: {found}")
         connection.execute("SELECT heap.upgrade_apps()")
         connection.execute("SELECT heap.make_roles()")  # first: the nodes of Citus see them once committed
+        connection.execute("SELECT heap.make_shards()")
         connection.execute("SELECT heap.grant_roles()")

@@ -31,21 +31,3 @@ def big_cluster(installed: None) -> Iterator[CitusCluster]:
             yield cluster
         finally:
             cluster.down()
-
-
-Measured = dict[str, float]
-"""Seconds, by what took them."""
-_measured: Measured = {}
-
-
-@pytest.fixture
-def measured() -> Measured:
-    """What tests measured; printed after all of them."""
-    return _measured
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _measured:
-        terminalreporter.section("measured")
-        for what, seconds in _measured.items():
-            terminalreporter.write_line(f"{seconds:6.2f} s  {what}")

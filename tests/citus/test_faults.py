@@ -25,8 +25,8 @@ from heap_extension.citus_cluster import CitusCluster
 from heap_extension.cluster import Cluster
 from heap_extension.maintain import Maintainer
 from heap_extension.maintain.nodes import connect_node
-from tests.citus.conftest import Measured
 from tests.citus.inserter import Inserter
+from tests.conftest import Measured
 from tests.waiting import until
 
 _HEAP = Path(sys.executable).with_name("heap")
@@ -245,6 +245,13 @@ _STEPS = {
 }
 
 
+def _slow_vacuum(node: psycopg.Connection[Any], *, slow: bool) -> None:
+    """VACUUM waits for no lock: asleep after every page, it can be caught in the middle."""
+    for name, value in (("vacuum_cost_delay", "100ms"), ("vacuum_cost_limit", "1")):
+        node.execute(f"ALTER SYSTEM SET {name} = '{value}'" if slow else f"ALTER SYSTEM RESET {name}")
+    node.execute("SELECT pg_reload_conf()")
+
+
 @pytest.mark.parametrize("step", _STEPS)
 def test_maintainer_killed_at_each_step(faulty: CitusCluster, step: str, measured: Measured) -> None:
     """What the step needs is locked, so that it is in the middle of it when it is killed."""
@@ -266,7 +273,9 @@ def test_maintainer_killed_at_each_step(faulty: CitusCluster, step: str, measure
             case "use":
                 connection.execute("UPDATE heap.event_definition SET scans = -1 WHERE app = 'faulty'")
             case "vacuum":
-                connection.execute("UPDATE faulty.events SET path = path")
+                there.execute(f"UPDATE {shard} SET path = path")
+                there.execute("SELECT pg_stat_force_next_flush()")
+                _slow_vacuum(there, slow=True)
             case "reindex":
                 there.execute(
                     f"INSERT INTO {shard} (user_id, time, event_id, type, path) SELECT user_id, time, -n, type, '/1'"
@@ -288,8 +297,8 @@ def test_maintainer_killed_at_each_step(faulty: CitusCluster, step: str, measure
         process = subprocess.Popen(
             [_HEAP, "maintain", "--once", "--dsn", faulty.dsn], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
+        nodes = [psycopg.connect(node.dsn, autocommit=True) for node in (faulty.coordinator, worker)]
         try:
-            nodes = [psycopg.connect(node.dsn, autocommit=True) for node in (faulty.coordinator, worker)]
             until(
                 lambda: any(
                     node.execute(
@@ -303,8 +312,10 @@ def test_maintainer_killed_at_each_step(faulty: CitusCluster, step: str, measure
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait(30)
-        for node in nodes:
-            node.close()
+            for node in nodes:
+                node.close()
+            if step == "vacuum":
+                _slow_vacuum(there, slow=False)
         with suppress(psycopg.Error):
             there.execute("ROLLBACK")
         there.close()

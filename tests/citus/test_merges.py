@@ -25,8 +25,8 @@ from heap_extension.cluster import Cluster
 from heap_extension.maintain import Maintainer
 from heap_extension.maintain.merges import UserMerges
 from heap_extension.maintain.nodes import connect_node
-from tests.citus.conftest import Measured
 from tests.citus.inserter import Inserter
+from tests.conftest import Measured
 from tests.waiting import until
 
 _HEAP = Path(sys.executable).with_name("heap")
@@ -99,7 +99,7 @@ class _Asker:
                 with _connect(self.cluster) as connection:
                     while not self._stop.is_set():
                         self.answers.append(_answer(connection))
-                        self._stop.wait(0.02)
+                        self._stop.wait(0.1)  # two cores are for everybody
             except psycopg.Error as error:
                 self.errors.append(str(error))
                 self._stop.wait(0.05)

@@ -11,12 +11,12 @@ from sqlglot import exp, parse_one
 import heap_compiler.passes
 from heap_compiler import CompiledQuery, compile_statement
 from heap_compiler.bind import Binder
-from heap_compiler.catalog import MergingUsers
+from heap_compiler.catalog import MergingUsers, Strategy
 from heap_compiler.parse import parse_event
 from heap_compiler.passes import PREDICATE_PASSES, QUERY_PASSES, SEQUENCE_PASSES, STORAGE_PASSES
 from heap_compiler.passes.verify_pushdown import verify_pushdown
 from heap_compiler.ranges import TimeRange
-from heap_compiler.sequence import Sequence, SequenceStep
+from heap_compiler.sequence import Sequence, SequenceStep, counted
 from heap_compiler.sql import conjuncts
 from tests.dictionary_catalog import DictionaryCatalog
 
@@ -42,11 +42,12 @@ def test_every_module_of_the_passes_is_in_one_tuple() -> None:
     assert sorted(listed) == sorted(modules)
 
 
-def _sequence(*events: str, sizes: dict[str, int] | None = None) -> Sequence:
-    binder = Binder("", DictionaryCatalog(sizes=sizes), (), ())
-    steps = tuple(SequenceStep(binder.event(parse_event(event), event)) for event in events)
+def _sequence(*events: str, sizes: dict[str, int] | None = None, asked: Strategy = "auto", shards: int = 0) -> Sequence:
+    catalog = DictionaryCatalog(sizes=sizes)
+    binder = Binder("", catalog, (), ())
+    steps = tuple(SequenceStep(counted(binder.event(parse_event(event), event), catalog)) for event in events)
     entry = TimeRange(datetime(2026, 6, 1, tzinfo=UTC), datetime(2026, 6, 8, tzinfo=UTC))
-    sequence = Sequence("shop", steps, timedelta(days=7), entry)
+    sequence = Sequence("shop", steps, timedelta(days=7), entry, asked=asked, shards=shards)
     for sequence_pass in SEQUENCE_PASSES:
         sequence = sequence_pass(sequence)
     return sequence
@@ -84,6 +85,33 @@ def test_choose_strategy_probes_from_the_rarest_earlier_step_and_only_with_known
     assert all(step.driver is None for step in _sequence('"Viewed pricing"', '"Purchase"').steps)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "asked", "shards", "vector"),
+    [
+        ({}, "auto", 4, True),
+        ({}, "auto", 0, False),
+        ({"Sign up": 300, "Purchase": 300}, "auto", 1, True),
+        ({"Sign up": 300, "Purchase": 300}, "auto", 4, False),
+        ({"Sign up": 1_000, "Purchase": 2_000}, "vector", 4, True),
+        ({"Sign up": 1_000, "Purchase": 2_000}, "vector", 0, False),
+        ({"Sign up": 900_000, "Purchase": 2_000_000}, "merge", 4, False),
+    ],
+)
+def test_choose_strategy_takes_kernels_where_there_are_some_and_enough_to_do(
+    sizes: dict[str, int], asked: Strategy, shards: int, vector: bool
+) -> None:
+    sequence = _sequence('"Sign up"', '"Purchase"', sizes=sizes, asked=asked, shards=shards)
+    assert sequence.vector is vector
+    assert sequence.reason
+
+
+def test_choose_strategy_probes_or_merges_as_it_is_asked() -> None:
+    sizes = {"Viewed pricing": 5_000, "Sign up": 6_000, "Purchase": 900_000}
+    names = ('"Viewed pricing"', '"Sign up"', '"Purchase"')
+    for asked, drivers in (("auto", [None, None, 0]), ("merge", [None, None, None]), ("probe", [None, 0, 0])):
+        assert [step.driver for step in _sequence(*names, sizes=sizes, asked=asked).steps] == drivers
+
+
 def test_verify_pushdown_leaves_windows_over_aggregates_to_the_coordinator() -> None:
     counted = "WITH c AS (SELECT path, count(*) AS n FROM shop.events GROUP BY path)"
     query = parse_one(f"{counted} SELECT sum(n) OVER (PARTITION BY path) FROM c", dialect="postgres")
@@ -92,20 +120,74 @@ def test_verify_pushdown_leaves_windows_over_aggregates_to_the_coordinator() -> 
 
 
 @pytest.mark.parametrize(
+    ("query", "refused"),
+    [
+        (
+            "SELECT count(*) FROM (SELECT user_id FROM shop.events LIMIT 5) AS e",
+            "LIMIT over rows of users: SELECT user_id",
+        ),
+        (
+            "WITH c AS (SELECT user_id, path FROM shop.events) SELECT max(path) OVER (PARTITION BY path) FROM c",
+            r"window not partitioned by user_id: MAX\(path\)",
+        ),
+        ("SELECT DISTINCT path FROM shop.events", "DISTINCT without user_id: SELECT DISTINCT path"),
+        ("SELECT 1 FROM shop.events JOIN shop.users ON path = identity", "join not on user_id: JOIN shop.users"),
+        (
+            "WITH c AS MATERIALIZED (SELECT user_id FROM shop.events) SELECT count(*) FROM c",
+            "computed beforehand, .*: c AS",
+        ),
+        ("SELECT count(*) FROM shop.events WHERE user_id NOT IN (SELECT user_id FROM shop.users)", "not on user_id: "),
+        (
+            "SELECT count(*) FROM shop.events WHERE path IN (SELECT identity FROM shop.users)",
+            "membership not of user_id: path",
+        ),
+        (
+            "SELECT count(*) FROM (SELECT path FROM shop.events UNION ALL SELECT path FROM shop.events) AS e",
+            "UNION without",
+        ),
+        (
+            "SELECT count(*) FROM (SELECT user_id FROM shop.events EXCEPT SELECT user_id FROM shop.users) AS e",
+            "EXCEPT of",
+        ),
+        ("SELECT array_agg(path ORDER BY time) FROM shop.events", "ordered aggregate of all users: ARRAY_AGG"),
+        ("SELECT string_agg(path, ',') FROM shop.events", "aggregate that shards give no part of: STRING_AGG"),
+        ("SELECT count(DISTINCT path) FROM shop.events", "distinct values, not of user_id, of all users: COUNT"),
+        ("SELECT session_id, count(*) FROM shop.events GROUP BY session_id", "totals of every user, .*: session_id"),
+        ("SELECT count(*) FROM shop.events GROUP BY ROLLUP (path)", "grouping sets: .*ROLLUP"),
+        (
+            "SELECT count(*) FROM (SELECT event_id AS user_id FROM shop.events) AS e JOIN shop.users AS u"
+            " ON e.user_id = u.user_id",
+            "join not on user_id: JOIN shop.users AS u",
+        ),
+        (
+            "SELECT count(*) FROM shop.users AS u CROSS JOIN LATERAL (SELECT time FROM shop.events AS e"
+            " WHERE e.path = u.identity) AS l",
+            "join not on user_id: CROSS JOIN LATERAL",
+        ),
+    ],
+)
+def test_verify_pushdown_names_what_citus_could_not_send(query: str, refused: str) -> None:
+    parsed = parse_one(query, dialect="postgres")
+    assert isinstance(parsed, exp.Query)
+    with pytest.raises(AssertionError, match=refused):
+        verify_pushdown(parsed)
+
+
+@pytest.mark.parametrize(
     "query",
     [
         "SELECT user_id FROM shop.events LIMIT 5",
-        "WITH c AS (SELECT user_id, path FROM shop.events) SELECT max(path) OVER (PARTITION BY path) FROM c",
-        "SELECT DISTINCT path FROM shop.events",
-        "SELECT max(time) OVER (PARTITION BY path) FROM shop.events",
-        "SELECT 1 FROM shop.events JOIN shop.users ON events.path = users.identity",
+        "SELECT count(*) FROM shop.events AS e WHERE NOT EXISTS (SELECT 1 FROM shop.users AS u WHERE u.user_id = e.user_id)",
+        "SELECT n, count(*) FROM (SELECT user_id, count(*) AS n FROM shop.events GROUP BY user_id) AS e GROUP BY n",
+        "SELECT count(*) FROM shop.events WHERE path IN (SELECT path FROM shop.events GROUP BY path LIMIT 3)",
+        "SELECT count(*) FROM shop.users AS u CROSS JOIN LATERAL"
+        " (SELECT time FROM shop.events AS e WHERE e.user_id = u.user_id ORDER BY time LIMIT 1) AS l",
     ],
 )
-def test_verify_pushdown_names_what_citus_could_not_send(query: str) -> None:
+def test_verify_pushdown_accepts_what_stays_with_its_users(query: str) -> None:
     parsed = parse_one(query, dialect="postgres")
     assert isinstance(parsed, exp.Query)
-    with pytest.raises(AssertionError):
-        verify_pushdown(parsed)
+    assert verify_pushdown(parsed) is parsed
 
 
 @pytest.mark.parametrize(("is_moved", "touched", "hidden"), [(False, "{1000}", "7"), (True, "{1,2}", "-7")])

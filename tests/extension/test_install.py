@@ -29,6 +29,7 @@ def _fill(connection: psycopg.Connection[Any]) -> None:
     )
 
 
+@pytest.mark.alone
 def test_an_upgrade_keeps_every_answer_and_runs_each_increment_once(
     fresh_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 import heap_grammar
 from heap_compiler import CompiledQuery, compile_statement
 from heap_compiler.analyses import ANALYSES
+from heap_compiler.catalog import Strategy
 from heap_extension.server.plans import plan_nodes
 from heap_extension.shop import DEFINITIONS
 from tests.dictionary_catalog import DictionaryCatalog
@@ -21,9 +22,11 @@ _FUNNEL = 'funnel "Viewed pricing" -> "Clicked sign up" -> "Purchase" within 7 d
 
 @pytest.fixture
 def shop(dsn: str, connection: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
+    """The shop, its sequences in SQL: what kernels read is no part of a query's plan."""
     ensure_shop(dsn)
     settle(connection)
     connection.execute("SET citus.explain_all_tasks = on")
+    connection.execute("SET heap.strategy = 'merge'")
     return connection
 
 
@@ -134,6 +137,23 @@ def test_explain_says_which_index_serves_each_step(shop: psycopg.Connection[Any]
     assert "timeline: merged from the indexes, no sort" in lines
 
 
+def test_explain_says_which_strategy_runs_and_why(shop: psycopg.Connection[Any]) -> None:
+    counted = r"strategy: vector: (about [\d,]+ matching events|events that nobody has counted)"
+    for statement, strategy, line in (
+        (_FUNNEL, "vector", "strategy: vector: asked for by heap.strategy"),
+        (_FUNNEL, "merge", "strategy: merge: asked for by heap.strategy"),
+        (_FUNNEL + " in any order", "vector", "strategy: any order: kernels know no such rule"),
+        (_FUNNEL + " counting sessions", "auto", "strategy: timeline: kernels know no such rule"),
+        (_FUNNEL + " by day", "auto", counted),
+        ('time from "Viewed pricing" to "Purchase"', "auto", counted),
+    ):
+        shop.execute(f"SET heap.strategy = '{strategy}'")
+        assert [shown for shown in _explained(shop, statement, analyze=False) if re.fullmatch(line, shown)], line
+    shop.execute("SET heap.strategy = 'fast'")
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="no strategy 'fast'"):
+        shop.execute("SELECT heap.sql(%s)", (_FUNNEL,))
+
+
 _EXAMPLES = re.findall(r"```heap\n(.*?)\n```", heap_grammar.reference_text(), re.S)
 _ANALYSES = [example for example in _EXAMPLES if example.split()[0] in {analysis.keyword for analysis in ANALYSES}]
 _SEGMENTS = [example for example in _EXAMPLES if example.startswith("segment ")]
@@ -150,21 +170,27 @@ def test_the_reference_has_an_example_of_every_analysis() -> None:
 
 @pytest.mark.parametrize("example", _ANALYSES)
 def test_explain_tells_index_rows_and_place_of_every_scan(shop: psycopg.Connection[Any], example: str) -> None:
-    catalog = DictionaryCatalog(dict(DEFINITIONS))
-    catalog.now = NOW
-    query = compile_statement(example, catalog)
-    assert isinstance(query, CompiledQuery)
-    assert query.sources.keys() == {scan.alias for scan in query.scans}
     for segment in _SEGMENTS:
         shop.execute("SELECT heap.query(%s)", (segment,))
     on_citus = shop.execute("SELECT 1 FROM pg_extension WHERE extname = 'citus'").fetchone()
-    for analyze in (False, True):
-        lines = _explained(shop, example, analyze=analyze)
-        for line in lines[: len(query.sources)]:
-            assert re.search(r" scan( of the (index of|primary key)|[,;])", line), line
-            assert re.search(r"about [\d,]+ rows?", line), line
-            assert bool(re.search(r"[\d,]+ read", line)) == analyze, line
-            assert bool(on_citus) == ("pushed down, " in line), line
+    catalog = DictionaryCatalog(dict(DEFINITIONS))
+    catalog.now, catalog.shards = NOW, 1
+    strategies: tuple[Strategy, ...] = ("merge", "vector")
+    for strategy in strategies:
+        catalog.strategy = strategy
+        query = compile_statement(example, catalog)
+        assert isinstance(query, CompiledQuery)
+        assert query.sources.keys() == {scan.alias for scan in query.scans}
+        if strategy == "vector" and not query.kernel_reads:
+            continue
+        shop.execute(f"SET heap.strategy = '{strategy}'")
+        for analyze in (False, True):
+            lines = _explained(shop, example, analyze=analyze)
+            for line in lines[: len(query.sources)]:
+                assert re.search(r" scan( of the (index of|primary key)|[,;])", line), line
+                assert re.search(r"about [\d,]+ rows?", line), line
+                assert bool(re.search(r"[\d,]+ read", line)) == analyze, line
+                assert bool(on_citus) == ("pushed down, " in line), line
 
 
 @pytest.mark.parametrize(

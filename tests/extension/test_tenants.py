@@ -29,6 +29,7 @@ _OPERATORS_ONLY = {
     "grant_roles": "grants",
     "make_roles": "makes roles",
     "grant_analyst": "grants roles",
+    "make_shards": "makes tables",
     "_make_role": "makes roles",
     "_drop_roles": "drops roles",
     "_grant_functions": "grants",
@@ -282,6 +283,9 @@ def test_tenants_can_change_nothing_they_were_not_given(tenants: str) -> None:
             "DELETE FROM heap.erased_user",
             "UPDATE heap.settings SET builds_per_node = 64",
             "SELECT nextval('heap.catalog_version')",
+            "SELECT * FROM heap.write_key",
+            "INSERT INTO heap.write_key (key, app) VALUES ('mine', 'acme')",
+            "UPDATE heap.write_key SET revoked_at = NULL",
             "SELECT * FROM heap.app FOR KEY SHARE",
             "SELECT * FROM heap.event_definition FOR UPDATE",
             "LOCK TABLE heap.app IN SHARE MODE",
@@ -297,7 +301,8 @@ def test_functions_are_granted_by_rule_or_withheld_for_a_reason(tenants: str) ->
             " has_function_privilege('rita', p.oid, 'EXECUTE'), has_function_privilege('nobody', p.oid, 'EXECUTE')"
             " FROM pg_proc AS p JOIN pg_language AS l ON l.oid = p.prolang WHERE pronamespace = 'heap'::regnamespace"
         ).fetchall()
-    assert {name for _, name, language, *_ in functions if language == "plpython3u"} == {"_compile"}
+    in_python = {name for _, name, language, *_ in functions if language == "plpython3u"}
+    assert in_python == {"_compile", "_funnel_kernel", "_average_duration", "_duration_counts", "_duration_quantiles"}
     assert {name for _, name, _, is_definer, *_ in functions if is_definer} == {"_run_in"}
     assert {name for _, name, *_, tenant, _ in functions if not tenant} == set(_OPERATORS_ONLY)
     for signature, _, _, _, only_computes, _, anybody in functions:
@@ -493,3 +498,28 @@ def test_an_app_from_before_gets_its_roles(tenants: str) -> None:
             nobody.execute("INSERT INTO cord.events (user_id, time, event_id, type) VALUES (1, now(), 1, 'purchase')")
             assert nobody.execute("SELECT users FROM heap.funnel('A', 'A')").fetchall() == [(1,), (0,)]
         operator.execute("SELECT heap.drop_app('cord')")
+
+
+def test_a_kernel_reads_what_its_caller_may_and_changes_nothing(tenants: str) -> None:
+    """Whoever may call it can write a specification of their own."""
+
+    def call(read: str) -> str:
+        step = f'{{"read": ["{read}"], "within": null, "size": null}}'
+        rest = '"window": 1, "now": 0, "buckets": [], "group_keys": [], "group_step": 0, "group_of_user": null'
+        asked = (
+            f'{{"schema": "acme", "steps": [{step}, {step}], {rest}, "user_keys": [], "users": null, "slice": 1000}}'
+        )
+        return f"SELECT * FROM heap._funnel_kernel('acme.users'::regclass, '{asked}')"
+
+    own = "SELECT user_id, now() AS time, 1::bigint AS event_id FROM acme.users LIMIT 1"
+    with _connect(tenants, "ada") as ada:
+        assert len(ada.execute(call(own).encode()).fetchall()) == 1
+        _refused(ada, call(own.replace("acme", "bolt")))
+        for attempt in (
+            "DELETE FROM acme.users RETURNING user_id, now() AS time, 1::bigint AS event_id",
+            f"{own}) AS x; UPDATE acme.users SET identity = NULL; SELECT 1 FROM (SELECT 1",
+            "WITH gone AS (DELETE FROM acme.users RETURNING *) SELECT user_id, now() AS time FROM gone",
+        ):
+            with pytest.raises(psycopg.Error):
+                ada.execute(call(attempt).encode())
+        assert _one(ada, "SELECT count(identity) FROM acme.users") == 5

@@ -124,15 +124,17 @@ def test_analyses_equal_the_oracle_on_relabelled_events(
     assert [int(value) for (value,) in answer] == [len(inside), len({e.user_id for e in inside}), len(buyers)]
 
 
+_into_few = st.lists(st.tuples(st.integers(1, 4), st.sampled_from([4, 9])), min_size=1, max_size=5)
 _small = st.tuples(st.integers(1, 4), st.integers(1, 2), st.integers(1, 2), st.sampled_from(["a", "b"]))
 
 
-@given(events=st.lists(_small, max_size=12), pairs=_PAIRS)
+@given(events=st.lists(_small, max_size=12), pairs=_into_few | _PAIRS)
 @settings(max_examples=8)
 def test_events_of_one_instant_and_id_are_one_or_each_is_kept(
     crowd: _Connection, events: list[tuple[int, int, int, str]], pairs: list[tuple[int, int]]
 ) -> None:
-    """The same event of both users is one afterwards; different ones stay, under whatever id."""
+    """The same event of both users is one afterwards; different ones stay, under whatever id. One that has got another
+    id already is not taken for the same when its user is merged once more: it is there twice rather than not at all."""
     _clear(crowd)
     stored = {(user, minute, number): kind for user, minute, number, kind in events}
     for (user, minute, number), kind in stored.items():
@@ -145,7 +147,13 @@ def test_events_of_one_instant_and_id_are_one_or_each_is_kept(
     _merge(crowd, *pairs)
     once = {(person(user, pairs), minute, number, kind) for (user, minute, number), kind in stored.items()}
     found = crowd.execute("SELECT user_id, extract(minute FROM time)::int, type FROM people.events").fetchall()
-    assert Counter(found) == Counter((user, minute, kind) for user, minute, _, kind in once)
+    expected = Counter((user, minute, kind) for user, minute, _, kind in once)
+    if {merged for merged, _ in pairs} & {into for _, into in pairs}:
+        assert set(found) == set(expected)
+        assert Counter(found) >= expected
+        assert len(found) <= len(stored)
+    else:
+        assert Counter(found) == expected
 
 
 def test_merging_again_or_in_a_circle_changes_nothing(crowd: _Connection) -> None:
@@ -320,6 +328,7 @@ def test_an_app_of_an_earlier_version_is_brought_to_this_one(dsn: str) -> None:
             columns = "SELECT count(*) FROM information_schema.columns WHERE table_schema = 'olden'"
             now = connection.execute(columns).fetchone()
             connection.execute("ALTER TABLE olden.events DROP COLUMN merge_id")
+            connection.execute("ALTER TABLE olden.users DROP COLUMN property_times")
             connection.execute("DROP TABLE IF EXISTS olden.merged_users")
             connection.execute("DROP INDEX olden.users_identity")
             connection.execute("INSERT INTO olden.events (user_id, time, event_id, type) VALUES (1, now(), 1, 'x')")

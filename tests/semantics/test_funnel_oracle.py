@@ -119,7 +119,9 @@ def _compare(asked: psycopg.Connection[Any], data: st.DataObject, *, plain: bool
     unit = data.draw(st.sampled_from([None, None, "day", "week"]))
     head = steps[0][0] + "".join(f" {arrow} {text}" for arrow, (text, _) in zip(arrows, steps[1:], strict=True))
     statement = f"funnel {head} {clauses} within {window} {over} {grouped} {f'by {unit}' if unit else ''}"
+    strategy = data.draw(st.sampled_from(["auto", "vector", "merge"]))
     try:
+        asked.execute("SELECT set_config('heap.strategy', %s, true)", (strategy,))
         insert(asked, APP, events)
         rows = asked.execute("SELECT * FROM heap.funnel(%s)", (statement,)).fetchall()
     finally:

@@ -1,8 +1,9 @@
-"""Every strategy gives the rows of merge: probing, whichever steps it is chosen for, changes no answer."""
+"""Every strategy gives the rows of merge: neither probing, whichever steps it is chosen for, nor kernels change them."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -10,18 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heap_compiler import CompiledQuery, compile_statement
+from heap_compiler.catalog import Strategy
 from tests.dictionary_catalog import DictionaryCatalog
 from tests.extension.shop_app import ensure_shop
 from tests.extension.shop_app import settle as settle_shop
 from tests.histories import DEFINITIONS, histories, insert
+from tests.oracle import Event
 from tests.semantics_app import APP
 
 _RARE, _FREQUENT = 1, 1_000_000
 
 
-def _sql(statement: str, sizes: dict[str, int]) -> str:
+def _sql(statement: str, sizes: dict[str, int], strategy: Strategy = "auto", shards: int = 0) -> str:
     catalog = DictionaryCatalog({name: definition for name, (definition, _) in DEFINITIONS.items()}, sizes)
     catalog.schema = APP
+    catalog.strategy = strategy
+    catalog.shards = shards
     catalog.now = datetime(2025, 11, 5, 11, tzinfo=UTC)
     compiled = compile_statement(statement, catalog)
     assert isinstance(compiled, CompiledQuery)
@@ -49,15 +54,77 @@ def test_probing_changes_no_answer(asked: psycopg.Connection[Any], data: st.Data
         asked.rollback()
 
 
+_CLAUSES = [
+    "", "", "by day", "by week", "group by country", "group by country, user.plan", "group by country of step 2",
+    "group by country of step 2 by day", "group by user.plan with total", "group by country top 1 by week", "first time",
+    "first time group by country", "for users where plan = 'pro'", "for users who did \"Viewed\" group by country",
+    "compared to previous period", "group by country with total compared to previous period",
+]  # fmt: skip
+
+
+@st.composite
+def _statements(draw: st.DrawFn) -> str:
+    """Funnels, and times between two events, that kernels serve."""
+    names = draw(st.lists(st.sampled_from(list(DEFINITIONS)), min_size=2, max_size=4))
+    events = ['"' + name.replace('"', '""') + '"' for name in names]
+    events[0] = draw(st.sampled_from([events[0], "any", f"({events[0]} or pageview)"]))
+    window = f"within {draw(st.sampled_from(['1 second', '1 hour', '1 day', '30 days']))}"
+    over = draw(
+        st.sampled_from(["", "from '2025-10-26' to '2025-10-26'", "since '2025-10-31 13:00'", "since '2020-01-01'"])
+    )
+    if draw(st.integers(0, 3)) == 0:
+        group = draw(
+            st.sampled_from(["", "group by country", "group by user.plan", "group by country, user.plan top 2"])
+        )
+        return f"time from {events[0]} to {events[1]} {window} {group} {over}"
+    arrows = [draw(st.sampled_from(["->", "->", "->[within 1 hour]", "->[within 1 second]"])) for _ in events[1:]]
+    steps = events[0] + "".join(f" {arrow} {event}" for arrow, event in zip(arrows, events[1:], strict=True))
+    clauses = draw(st.sampled_from(_CLAUSES))
+    return f"funnel {steps} {window} {clauses} {'' if 'compared' in clauses else over}"
+
+
+_users = st.lists(st.sampled_from([1, 2, 3, 2**53 + 1, 2**63 - 1, -(2**63)]), min_size=4, max_size=4, unique=True)
+
+
+@settings(max_examples=80)
+@given(data=st.data(), events=histories(), users=_users)
+def test_kernels_change_no_answer(
+    asked: psycopg.Connection[Any], data: st.DataObject, events: list[Event], users: list[int]
+) -> None:
+    """Also read in slices, when a step is said to be huge, and with users looked up, when one is said to be rare."""
+    statement = data.draw(_statements())
+    sizes = data.draw(
+        st.sampled_from([{}, dict.fromkeys(DEFINITIONS, 20_000_000), {"Viewed": _FREQUENT, "Purchase": _RARE}])
+    )
+    insert(asked, APP, [replace(event, user_id=users[event.user_id % 4]) for event in events])
+    try:
+        (shards,) = asked.execute("SELECT shards FROM heap.app WHERE name = %s", (APP,)).fetchone() or (0,)
+        vector, merged = (_sql(statement, sizes, strategy, shards) for strategy in ("vector", "merge"))
+        assert "heap._funnel_kernel" in vector
+        assert "heap._funnel_kernel" not in merged
+        assert _rounded(asked.execute(vector)) == _rounded(asked.execute(merged)), statement
+    finally:
+        asked.rollback()
+
+
+def _rounded(answer: psycopg.Cursor[Any]) -> list[tuple[Any, ...]]:
+    """The rows with intervals in whole milliseconds: SQL adds the seconds of an average up in any order."""
+    return [
+        tuple(round(value / timedelta(milliseconds=1)) if isinstance(value, timedelta) else value for value in row)
+        for row in answer
+    ]
+
+
 def test_a_rare_first_step_is_probed_on_real_volumes(dsn: str, connection: psycopg.Connection[Any]) -> None:
-    """The database's own counts choose probing where it pays; the answer is that of reading everything."""
+    """Without kernels the database's own counts choose probing where it pays; the answer is that of reading everything."""
     ensure_shop(dsn)
     settle_shop(connection)
     connection.execute("SELECT heap.define_event('Rare', 'purchase where path = ''/checkout'' and amount > 120')")
+    connection.execute("UPDATE heap.app SET shards = NULL WHERE name = 'shop'")
     statement = 'funnel "Rare" -> "Viewed product" within 7 days over last 60 days'
     (chosen,) = connection.execute("SELECT heap.sql(%s)", (statement,)).fetchone() or ("",)
     distributed = connection.execute("SELECT 1 FROM pg_extension WHERE extname = 'citus'").fetchone()
-    assert ("AS probe" in chosen) is (not distributed), "a coordinator does not know its shards' counts"
+    assert ("AS probe" in chosen) is (not distributed), "a coordinator does not see what is not committed"
     found = connection.execute(chosen).fetchall()
     raw = statement.replace('"Rare"', "purchase where path = '/checkout' and amount > 120")
     (read,) = connection.execute("SELECT heap.sql(%s)", (raw,)).fetchone() or ("",)

@@ -76,7 +76,9 @@ def test_times_equal_the_oracle(asked: psycopg.Connection[Any], data: st.DataObj
     grouped, group = data.draw(st.sampled_from(_GROUPS))
     written, bounds = _bins(data, window)
     statement = f"time from {first} to {second} {over} {within} {grouped} {written}"
+    strategy = data.draw(st.sampled_from(["auto", "vector", "merge"]))
     try:
+        asked.execute("SELECT set_config('heap.strategy', %s, true)", (strategy,))
         insert(asked, APP, events)
         rows = asked.execute("SELECT * FROM heap.time(%s)", (statement,)).fetchall()
     finally:

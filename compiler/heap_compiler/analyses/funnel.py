@@ -18,13 +18,22 @@ from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
 from heap_compiler.bound import EVERY_EVENT, GroupKey
 from heap_compiler.chains import grouped_chains
-from heap_compiler.durations import collected, each_of, interval, quantile, seconds
+from heap_compiler.durations import (
+    average_duration,
+    collected,
+    duration_quantiles,
+    each_of,
+    interval,
+    joined_durations,
+    quantile,
+    seconds,
+)
 from heap_compiler.errors import HeapError
 from heap_compiler.groups import OTHER, TOTAL, group_key, group_values
 from heap_compiler.passes import SEQUENCE_PASSES
 from heap_compiler.predicates import property_text
 from heap_compiler.ranges import TimeRange, bucket_starts, window
-from heap_compiler.sequence import Exclusion, Sequence, SequenceStep
+from heap_compiler.sequence import Exclusion, Sequence, SequenceStep, counted
 from heap_compiler.sql import (
     all_of,
     cast,
@@ -44,7 +53,9 @@ from heap_compiler.sql import (
     union_all,
     with_ctes,
 )
+from heap_compiler.strategies import kernel_totals
 from heap_compiler.strategies.any_order import MAX_ENTANGLED, entangled_steps
+from heap_compiler.strategies.vector import kernel_column
 
 __all__ = ["ANALYSIS", "FUNNEL_RULES", "FunnelPlan", "bind_sequence"]
 
@@ -159,24 +170,31 @@ def bind_sequence(statement: syntax.AnalysisStatement, binder: Binder, over: Tim
     any_order = binder.clause(syntax.InAnyOrder)
     if any_order is not None:
         _refuse_rules_of_order(steps, binder)
+    # All are bound before any is counted: the catalog then asks for the sizes at once.
+    events = [binder.event(step.event, step.label) for step in steps]
+    exclusions = _exclusions(len(steps), binder)
     sequence = Sequence(
         schema=binder.catalog.schema,
         steps=tuple(
             SequenceStep(
-                binder.event(step.event, step.label),
+                counted(event, binder.catalog),
                 within=None if step.within is None else window(step.within),
                 optional=step.optional,
             )
-            for step in steps
+            for step, event in zip(steps, events, strict=True)
         ),
         window=_DEFAULT_WINDOW if within is None else window(within.duration),
         entry=binder.time_range if over is None else over,
         alias="step" if over is None else "previous_step",
         any_order=any_order is not None,
-        exclusions=_exclusions(len(steps), binder),
+        exclusions=tuple(
+            replace(one, event=replace(one.event, event=counted(one.event.event, binder.catalog))) for one in exclusions
+        ),
         held=() if holding is None else tuple(_held(of) for of in holding.properties),
         unit="users" if counting is None else counting.unit,
         first_time=binder.clause(syntax.FirstTime) is not None,
+        shards=binder.catalog.shards,
+        asked=binder.catalog.strategy,
     )
     for sequence_pass in SEQUENCE_PASSES:
         sequence = sequence_pass(sequence)
@@ -237,15 +255,19 @@ def lower_funnel(plan: FunnelPlan) -> exp.Query:
 
 def _lower(plan: FunnelPlan, *, placed: bool = False) -> exp.Select:
     """The rows of one period, in order or, to be put in order, with what they are ordered by."""
-    ctes, joins = grouped_chains(plan.sequence, plan.group_keys, step=plan.group_step)
-    ctes.append(("totals", _totals(plan, joins)))
+    if plan.sequence.vector:
+        ctes = _kernel_totals(plan)
+    else:
+        ctes, joins = grouped_chains(plan.sequence, plan.group_keys, step=plan.group_step)
+        ctes.append(("totals", _totals(plan, joins)))
     shown = "totals"
     if plan.group_keys:
         ctes.append(("shown_groups", _shown_groups(plan)))
     if plan.has_folds:
         ctes.append(("folded", _folded(plan)))
         shown = "folded"
-    return with_ctes(_rows(plan, shown, placed=placed), ctes)
+    materialized = {"kernel"} if plan.sequence.vector else set()
+    return with_ctes(_rows(plan, shown, placed=placed), ctes, materialized=materialized)
 
 
 def _rows(plan: FunnelPlan, shown: str, *, placed: bool) -> exp.Select:
@@ -346,6 +368,31 @@ def _totals(plan: FunnelPlan, joins: list[exp.Join]) -> exp.Query:
     return select([*columns, *shown], subquery(keyed, "grouped"), group_by=[column(name) for name in keys])
 
 
+def _kernel_totals(plan: FunnelPlan) -> list[tuple[str, exp.Query]]:
+    """What `_totals` gives, from kernels, with microseconds as bytes instead of arrays of seconds."""
+    ctes = kernel_totals(
+        plan.sequence,
+        now=plan.now,
+        keys=plan.group_keys,
+        group_step=plan.group_step,
+        users=plan.users,
+        buckets=plan.buckets,
+    )
+    columns: list[exp.Expr] = []
+    for index in range(1, len(plan.sequence.steps) + 1):
+        for name in ("users", "immature"):
+            columns.append(named(cast(exp.Sum(this=kernel_column(name, index)), "bigint"), f"{name}_{index}"))
+        if index > 1:
+            columns.append(named(joined_durations(kernel_column("durations", index)), f"seconds_{index}"))
+    keys = [named(kernel_column("group_values"), "group_values")]
+    if plan.buckets:
+        keys.append(named(kernel_column("bucket"), "bucket_number"))
+    group_by = [column(key.alias) for key in keys] if plan.buckets or plan.group_keys else []
+    if not plan.group_keys:
+        keys[0] = named(cast(exp.Null(), "text[]"), "group_values")
+    return [*ctes, ("totals", select([*columns, *keys], "kernel", group_by=group_by))]
+
+
 def _chain_columns(plan: FunnelPlan) -> list[exp.Expr]:
     reached = [column("reached")] if plan.sequence.unit == "conversions" else []
     return [*(column(f"time_{index}", "chains") for index in range(1, len(plan.sequence.steps) + 1)), *reached]
@@ -419,11 +466,24 @@ def _folded(plan: FunnelPlan) -> exp.Select:
 
 
 def _median(plan: FunnelPlan, shown: str, index: int) -> exp.Expr:
+    if plan.sequence.vector and index > 1:
+        return duration_quantiles(_durations(plan, shown, index), "0.5")
     return _over_seconds(plan, shown, index, quantile("0.5", column("seconds")))
 
 
 def _average(plan: FunnelPlan, shown: str, index: int) -> exp.Expr:
+    if plan.sequence.vector and index > 1:
+        return average_duration(_durations(plan, shown, index))
     return _over_seconds(plan, shown, index, exp.Avg(this=column("seconds")))
+
+
+def _durations(plan: FunnelPlan, shown: str, index: int) -> exp.Expr:
+    """The durations to one step that kernels found; of a folded group, those of all its groups."""
+    if not plan.has_folds:
+        return column(f"seconds_{index}", shown)
+    joins = [join(exp.table_("shown_groups"), [_same_group()])]
+    joined = joined_durations(column(f"seconds_{index}", "totals"))
+    return exp.Subquery(this=select([joined], "totals", joins=joins, where=_is_shown(plan, shown)))
 
 
 def _over_seconds(plan: FunnelPlan, shown: str, index: int, aggregate: exp.Expr) -> exp.Expr:
@@ -433,11 +493,16 @@ def _over_seconds(plan: FunnelPlan, shown: str, index: int, aggregate: exp.Expr)
     unnested = each_of(column(f"seconds_{index}", "totals"), "seconds")
     if not plan.has_folds:
         return exp.Subquery(this=select([aggregate], unnested))
-    same = [exp.EQ(this=column("shown", "shown_groups"), expression=column("group_values", shown))]
+    joins = [join(exp.table_("shown_groups"), [_same_group()]), join(unnested, kind="CROSS")]
+    return exp.Subquery(this=select([aggregate], "totals", joins=joins, where=_is_shown(plan, shown)))
+
+
+def _is_shown(plan: FunnelPlan, shown: str) -> list[exp.Expr]:
+    """A row of the totals belongs to the row that is shown."""
+    same: list[exp.Expr] = [exp.EQ(this=column("shown", "shown_groups"), expression=column("group_values", shown))]
     if plan.buckets:
         same.append(exp.EQ(this=column("bucket_number", "totals"), expression=column("bucket_number", shown)))
-    joins = [join(exp.table_("shown_groups"), [_same_group()]), join(unnested, kind="CROSS")]
-    return exp.Subquery(this=select([aggregate], "totals", joins=joins, where=same))
+    return same
 
 
 def funnel_sources(plan: FunnelPlan) -> dict[str, str]:
@@ -454,4 +519,5 @@ ANALYSIS = Analysis(
     bind=bind_funnel,
     lower=lower_funnel,
     sources=funnel_sources,
+    strategy=lambda plan: plan.sequence.strategy,
 )  # fmt: skip

@@ -21,7 +21,16 @@ from heap_compiler.bind import Binder
 from heap_compiler.bins import MAX_BINS, edges
 from heap_compiler.bound import GroupKey
 from heap_compiler.chains import grouped_chains
-from heap_compiler.durations import collected, each_of, interval, quantiles, seconds
+from heap_compiler.durations import (
+    average_duration,
+    collected,
+    duration_quantiles,
+    each_of,
+    interval,
+    joined_durations,
+    quantiles,
+    seconds,
+)
 from heap_compiler.errors import HeapError
 from heap_compiler.groups import OTHER, fold_totals, group_key, group_values
 from heap_compiler.ranges import window
@@ -39,6 +48,8 @@ from heap_compiler.sql import (
     table_alias,
     with_ctes,
 )
+from heap_compiler.strategies import kernel_totals
+from heap_compiler.strategies.vector import kernel_column
 
 __all__ = ["ANALYSIS", "TimePlan"]
 
@@ -116,13 +127,19 @@ def _duration(written: syntax.Value | syntax.Duration) -> timedelta:
 
 def lower_time(plan: TimePlan) -> exp.Query:
     """One row per group and bin."""
-    ctes, joins = grouped_chains(plan.sequence, plan.group_keys)
-    ctes.append(("totals", _totals(plan, joins)))
+    if plan.sequence.vector:
+        ctes = _kernel_totals(plan)
+    else:
+        ctes, joins = grouped_chains(plan.sequence, plan.group_keys)
+        ctes.append(("totals", _totals(plan, joins)))
     source, groups = "totals", column("group_values", "totals")
     if plan.top is not None:
         ctes.append(("ranked", fold_totals("converted", plan.top)))
         source, groups = "ranked", column("shown", "ranked")
-    ctes += [("measured", _measured(source, groups)), ("counted", _counted(plan, source, groups))]
+    if plan.sequence.vector:
+        ctes += [("measured", _measured_durations(plan, source, groups)), ("counted", _counted_bins())]
+    else:
+        ctes += [("measured", _measured(source, groups)), ("counted", _counted(plan, source, groups))]
     same = [exp.EQ(this=column("bin", "counted"), expression=column("bin", "bins"))]
     values = column("group_values", "measured")
     order: list[exp.Expr] = []
@@ -134,8 +151,8 @@ def lower_time(plan: TimePlan) -> exp.Query:
     users = exp.Coalesce(this=column("users", "counted"), expressions=[number(0)])
     converted = column("converted", "measured")
     quantile_of = [
-        exp.Bracket(this=column("quantiles", "measured"), expressions=[number(index)], offset=0)
-        for index in range(len(_QUANTILES))
+        exp.Bracket(this=column("quantiles", "measured"), expressions=[number(index)], offset=1)
+        for index in range(1, len(_QUANTILES) + 1)
     ]
     query = select(
         [
@@ -152,7 +169,7 @@ def lower_time(plan: TimePlan) -> exp.Query:
         joins=[join(_bins(plan.bounds), kind="CROSS"), join(exp.table_("counted"), same, kind="LEFT")],
         order_by=[*order, column("bin", "bins")],
     )
-    return with_ctes(query, ctes)
+    return with_ctes(query, ctes, materialized={"kernel", "measured"} if plan.sequence.vector else ())
 
 
 def _totals(plan: TimePlan, joins: list[exp.Join]) -> exp.Select:
@@ -171,6 +188,41 @@ def _totals(plan: TimePlan, joins: list[exp.Join]) -> exp.Select:
         where=of_users(plan.users, "chains"),
         group_by=[column(f"group_{index}") for index in range(1, len(keys) + 1)],
     )
+
+
+def _kernel_totals(plan: TimePlan) -> list[tuple[str, exp.Query]]:
+    """What `_totals` gives, from kernels, with microseconds as bytes instead of an array of seconds."""
+    ctes = kernel_totals(plan.sequence, now=plan.sequence.entry.end, keys=plan.group_keys, users=plan.users)
+    keys = plan.group_keys
+    group = kernel_column("group_values") if keys else cast(exp.Null(), "text[]")
+    totals = select(
+        [
+            named(cast(exp.Sum(this=kernel_column("users", 2)), "bigint"), "converted"),
+            named(joined_durations(kernel_column("durations", 2)), "seconds"),
+            named(group, "group_values"),
+        ],
+        "kernel",
+        group_by=[column("group_values")] if keys else [],
+    )
+    return [*ctes, ("totals", totals)]
+
+
+def _measured_durations(plan: TimePlan, source: str, groups: exp.Column) -> exp.Select:
+    """What `_measured` gives, and the users per bin."""
+    durations = joined_durations(column("seconds", source))
+    lows = exp.Array(expressions=[number(_seconds(low)) for low in plan.bounds[:-1]])
+    return select(
+        [
+            named(groups.copy(), "group_values"),
+            named(exp.Coalesce(this=cast(exp.Sum(this=column("converted", source)), "bigint"),
+                               expressions=[number(0)]), "converted"),
+            named(average_duration(durations), "average_seconds"),
+            named(duration_quantiles(durations.copy(), *_QUANTILES.values()), "quantiles"),
+            named(function("heap._duration_counts", durations.copy(), cast(lows, "bigint[]")), "users"),
+        ],
+        source,
+        group_by=[groups.copy()],
+    )  # fmt: skip
 
 
 def _measured(source: str, groups: exp.Column) -> exp.Select:
@@ -201,6 +253,18 @@ def _counted(plan: TimePlan, source: str, groups: exp.Column) -> exp.Select:
     )
 
 
+def _counted_bins() -> exp.Select:
+    """What `_counted` gives, from the counts per bin."""
+    bins = exp.Unnest(
+        expressions=[column("users", "measured")], alias=table_alias("bins", "users"), offset=exp.to_identifier("bin")
+    )
+    return select(
+        [column("group_values", "measured"), column("bin", "bins"), column("users", "bins")],
+        "measured",
+        joins=[join(bins, kind="CROSS")],
+    )
+
+
 def _bins(bounds: tuple[timedelta, ...]) -> exp.Values:
     rows = [
         exp.Tuple(expressions=[number(index), number(_seconds(low)), number(_seconds(high))])
@@ -225,4 +289,5 @@ ANALYSIS = Analysis(
     bind=bind_time,
     lower=lower_time,
     sources=time_sources,
+    strategy=lambda plan: plan.sequence.strategy,
 )

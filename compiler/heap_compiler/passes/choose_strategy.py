@@ -1,4 +1,5 @@
-"""Choose, per step, between reading all its events and looking up only users who took an earlier, much rarer step."""
+"""Choose how a sequence runs: by kernels over vectors, or in SQL; and per step, between reading all its events and
+looking up only users who took an earlier, much rarer step."""
 
 from __future__ import annotations
 
@@ -6,20 +7,44 @@ from dataclasses import replace
 
 from heap_compiler.sequence import Sequence, SequenceStep
 
-__all__ = ["PROBE_COST", "choose_strategy"]
+__all__ = ["KERNEL_COST", "PROBE_COST", "choose_strategy"]
 
 PROBE_COST = 15
 """Looking up one user costs about as much as reading this many events in index order: 5.5 us against 0.6 us measured
 (PostgreSQL 15, one month of partitions), and half again for indexes that are not in memory."""
 
+KERNEL_COST = 500
+"""Calling the kernel of one shard costs about as much as merging this many events in SQL."""
+
 
 def choose_strategy(sequence: Sequence) -> Sequence:
+    """Says whether kernels serve the sequence, and what each step is driven by where SQL does."""
+    vector, reason = _for_kernels(sequence)
+    return replace(_with_drivers(sequence), vector=vector, reason=reason)
+
+
+def _for_kernels(sequence: Sequence) -> tuple[bool, str]:
+    """Whether kernels are there, know every rule of the chain, and have enough to do, or nobody knows; and why."""
+    if not sequence.is_linear:
+        return False, "kernels know no such rule"
+    if not sequence.shards:
+        return False, "kernels cannot run here"
+    if sequence.asked != "auto":
+        return sequence.asked == "vector", "asked for by heap.strategy"
+    sizes = [step.matching_events for step in sequence.steps]
+    if None in sizes:
+        return True, "events that nobody has counted"
+    known = sum(size for size in sizes if size is not None)
+    return known > KERNEL_COST * sequence.shards, f"about {known:,} matching events"
+
+
+def _with_drivers(sequence: Sequence) -> Sequence:
     """Gives a step a driver when an earlier step, which every chain has, is rarer by more than `PROBE_COST`. Unknown
     sizes never probe. What a chain excludes begins after step 1, the only step that can drive it; when it is every
     event, of which there are more than of any step, it always does."""
     if sequence.any_order:
         return sequence
-    sizes = [_matching_events(step) for step in sequence.steps]
+    sizes = [step.matching_events for step in sequence.steps]
     steps = list(sequence.steps)
     for index in range(1, len(steps)):
         known = [
@@ -28,23 +53,19 @@ def choose_strategy(sequence: Sequence) -> Sequence:
             if before is not None and not sequence.steps[at].optional
         ]
         size = sizes[index]
-        if size is None or not known:
-            continue
-        rarest, driver = min(known)
-        if rarest * PROBE_COST < size:
-            steps[index] = replace(steps[index], driver=driver)
+        if sequence.asked == "probe":
+            steps[index] = replace(steps[index], driver=min(known)[1] if known else 0)
+        elif sequence.asked != "merge" and size is not None and known:
+            rarest, driver = min(known)
+            if rarest * PROBE_COST < size:
+                steps[index] = replace(steps[index], driver=driver)
     exclusions = list(sequence.exclusions)
     for index, exclusion in enumerate(exclusions):
-        size = _matching_events(exclusion.event)
+        size = exclusion.event.matching_events
         frequent = size is not None and sizes[0] is not None and sizes[0] * PROBE_COST < size
         if frequent or _is_every_event(exclusion.event):
             exclusions[index] = replace(exclusion, event=replace(exclusion.event, driver=0))
     return replace(sequence, steps=tuple(steps), exclusions=tuple(exclusions))
-
-
-def _matching_events(step: SequenceStep) -> int | None:
-    sizes = [alternative.matching_events for alternative in step.event.alternatives]
-    return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
 def _is_every_event(step: SequenceStep) -> bool:

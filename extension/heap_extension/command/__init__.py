@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import typer
 
 from heap_extension.command import analyses, cluster, demo, doctor, files, maintain
+from heap_extension.command.connect import fail
 
 __all__ = ["app"]
 
@@ -25,3 +28,16 @@ app.command("explain")(analyses.explain)
 app.command("import")(files.import_file)
 app.command("maintain")(maintain.maintain)
 app.command("doctor")(doctor.doctor)
+
+
+def ingest() -> None:
+    """From an app to its tables through Kafka: needs the extra `ingest`."""
+    fail("error: `heap ingest` needs more packages: pip install 'heap-analytics[ingest]'")
+
+
+if find_spec("confluent_kafka") is not None:
+    from heap_ingest.command import app as ingest_commands
+
+    app.add_typer(ingest_commands)
+else:
+    app.command("ingest", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(ingest)

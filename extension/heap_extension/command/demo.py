@@ -31,17 +31,25 @@ _ANALYSES = (
 
 def demo(
     dsn: Dsn = None,
-    users: Annotated[int, typer.Option(help="Visitors to generate; 17 events each.")] = 11_500,
+    users: Annotated[
+        int | None, typer.Option(help="Visitors to generate; 17 events each. Default: 11,500, or 300 with --ingest.")
+    ] = None,
+    ingest: Annotated[
+        bool, typer.Option("--ingest", help="Send events over HTTP and Kafka instead, and kill the sink on the way.")
+    ] = False,
 ) -> None:
     """Load a generated shop into the app `shop`, define events and print real analyses."""
     console = Console(highlight=False, width=110)
+    if ingest:
+        _demonstrate_ingest(dsn, console, 300 if users is None else users)
+        return
     with failing_clearly():
         if dsn is None:
             dsn = start(embedded_cluster())
         else:
             create_extension(dsn)
         with psycopg.connect(dsn, application_name="heap demo") as connection:
-            _load(connection, console, users)
+            _load(connection, console, 11_500 if users is None else users)
             _define(connection, console)
             show_app_times(connection)
             for statement in _ANALYSES:
@@ -49,6 +57,30 @@ def demo(
         console.print(Rule("Your turn"))
         console.print(f"psql '{dsn}'", soft_wrap=True)
         console.print("SELECT * FROM heap.funnel('Viewed pricing', 'Clicked sign up', 'Purchase');")
+
+
+def _demonstrate_ingest(dsn: str | None, console: Console, users: int) -> None:
+    """The way of events through capture server, Kafka and sink, and a funnel of what came out."""
+    from heap_ingest.command import embedded_broker
+    from heap_ingest.demo import DEMO_APP, demonstrate
+
+    with failing_clearly():
+        if dsn is None:
+            dsn = start(embedded_cluster())
+        else:
+            create_extension(dsn)
+        broker = embedded_broker()
+        started_here = not broker.is_running()
+        broker.up()
+        try:
+            demonstrate(dsn, broker.bootstrap_servers, console, users)
+        finally:
+            if started_here:
+                broker.down()
+        with psycopg.connect(dsn, application_name="heap demo") as connection:
+            connection.execute("SELECT set_config('heap.app', %s, false)", (DEMO_APP,))
+            show_app_times(connection)
+            _show(connection, console, _ANALYSES[0], with_sql=False)
 
 
 def _load(connection: psycopg.Connection[Any], console: Console, users: int) -> None:
@@ -75,11 +107,12 @@ def _define(connection: psycopg.Connection[Any], console: Console) -> None:
     print_table(console, [column.name for column in cursor.description or ()], cursor.fetchall())
 
 
-def _show(connection: psycopg.Connection[Any], console: Console, statement: str) -> None:
+def _show(connection: psycopg.Connection[Any], console: Console, statement: str, *, with_sql: bool = True) -> None:
     console.print(Rule("Analysis"))
     console.print(statement, style="bold", markup=False, soft_wrap=True)
     (sql,) = connection.execute("SELECT heap.sql(%s)", (statement,)).fetchone() or ("",)
-    console.print(Syntax(sql, "sql", background_color="default"))
+    if with_sql:
+        console.print(Syntax(sql, "sql", background_color="default"))
     for (line,) in connection.execute("SELECT heap.explain(%s)", (statement,)):
         if not line:
             break

@@ -362,7 +362,7 @@ class UserMerges:
         work.execute(
             (
                 "CREATE TEMP TABLE merged_users AS"
-                " SELECT coalesce(r.user_id, l.user_id) AS user_id, r.identity, r.properties,"
+                " SELECT coalesce(r.user_id, l.user_id) AS user_id, r.identity, r.properties, r.property_times,"
                 " r.user_id IS NOT NULL AS is_known, coalesce(l.lists, '{}') AS lists"
                 f" FROM ({merged_rows('pg_temp.known')}) AS r FULL JOIN (SELECT merged_into AS user_id,"
                 " array_agg(DISTINCT list ORDER BY list) AS lists FROM pg_temp.listed GROUP BY 1) AS l"
@@ -391,8 +391,8 @@ class UserMerges:
             self._find_merged_users(work, batch)
             work.execute(
                 sql.SQL(
-                    "INSERT INTO {} AS u (user_id, identity, properties)"
-                    " SELECT user_id, identity, properties FROM pg_temp.merged_users WHERE is_known {}"
+                    "INSERT INTO {} AS u (user_id, identity, properties, property_times)"
+                    " SELECT user_id, identity, properties, property_times FROM pg_temp.merged_users WHERE is_known {}"
                 ).format(users, sql.SQL(WRITE_MERGED_ROW))
             )
             lists = self._lists()

@@ -17,13 +17,14 @@ from heap_compiler import (
     compile_segment,
     compile_statement,
 )
+from heap_compiler.catalog import Strategy
 from heap_extension.server import apps, definitions, plans, segments, users
 from heap_extension.server.catalog import App, Database, DatabaseCatalog, rows
 
 __all__ = ["Answer", "answer"]
 
 _CACHE_SIZE = 256
-_compiled: dict[tuple[str, str, str | None, int, int], tuple[CompiledQuery, list[str]]] = {}
+_compiled: dict[tuple[str, str, str | None, int, Strategy, int, int], tuple[CompiledQuery, list[str]]] = {}
 """Queries compiled before, each with the dormant events it names."""
 
 
@@ -41,10 +42,10 @@ def answer(database: Database, request: str, arguments: list[str | None]) -> Ans
 
     Args:
         database: PL/Python's `plpy`.
-        request: statement, analysis, describe, complete, app, create_app, drop_app, make_partitions, define_event,
-            drop_event, define_segment, drop_segment, list_segment, unlist_segment, merge_users, identify, known_user,
-            delete_user, user_traces or upgrade_app. All but create_app and drop_app are about the chosen app, whose
-            rights were checked: no argument names another.
+        request: statement, analysis, describe, kernel_reads, complete, app, create_app, drop_app, make_partitions,
+            define_event, drop_event, define_segment, drop_segment, list_segment, unlist_segment, merge_users, identify,
+            known_user, delete_user, user_traces or upgrade_app. All but create_app and drop_app are about the chosen
+            app, whose rights were checked: no argument names another.
         arguments: those of the SQL function.
     """
     try:
@@ -90,6 +91,10 @@ def _answer(database: Database, request: str, arguments: list[str | None]) -> tu
             return _statement(catalog, _compile(catalog, first, None))
         case "analysis":
             return _statement(catalog, _compile(catalog, first, second))
+        case "kernel_reads":
+            query = _compile(catalog, first, None)
+            assert isinstance(query, CompiledQuery)
+            return "queries", list(query.kernel_reads)
         case "describe":
             query = _compile(catalog, first, None)
             assert isinstance(query, CompiledQuery)
@@ -141,7 +146,7 @@ def _statement(catalog: DatabaseCatalog, compiled: Compiled) -> tuple[str, list[
 def _compile(catalog: DatabaseCatalog, text: str, keyword: str | None) -> Compiled:
     """Compiles, or finds the query compiled before: the same while no definition and no minute changes."""
     app = catalog.app
-    key = (app.name, text, keyword, app.version, int(app.now.timestamp()) // 60)
+    key = (app.name, text, keyword, app.version, app.strategy, app.shards, int(app.now.timestamp()) // 60)
     if key in _compiled:
         kept, dormant = _compiled[key]
         _wake(catalog, dormant)

@@ -66,12 +66,15 @@ def create_app(
         f"CREATE SCHEMA {identifier(name)}",
         f"CREATE TABLE {events} ({', '.join(columns)}, properties jsonb DEFAULT '{{}}', {', '.join(keys)},"
         " merge_id bigint, PRIMARY KEY (user_id, time, event_id)) PARTITION BY RANGE (time)",
-        f"CREATE TABLE {users} ({user_columns}, properties jsonb DEFAULT '{{}}', PRIMARY KEY (user_id))",
+        f"CREATE TABLE {users} ({user_columns}, properties jsonb DEFAULT '{{}}', property_times jsonb,"
+        " PRIMARY KEY (user_id))",
         f"INSERT INTO heap.app (name, time_zone) VALUES ({literal(name)}, {literal(str(zone))})",
         f"COMMENT ON SCHEMA {identifier(name)} IS {literal(f'Events and users of the app {name}')}",
         f"COMMENT ON TABLE {events} IS 'One row per captured event; partitioned by month'",
         f"COMMENT ON COLUMN {events}.merge_id IS {literal(_MERGE_ID)}",
         f"COMMENT ON TABLE {users} IS 'One row per known user: the identity the app knows, and properties'",
+        f"COMMENT ON COLUMN {users}.property_times IS 'When properties were set that came by the log, in microseconds"
+        " since 1970: whichever was set last stays'",
         *(
             f"COMMENT ON COLUMN {events}.{identifier(column.name)} IS {literal(column.comment)}"
             for column in EVENT_COLUMNS.values()
@@ -90,6 +93,7 @@ def create_app(
     commands += merging_tables(name, distributed=distributed)
     commands.append(f"CREATE TABLE {qualified(name, 'events_default')} PARTITION OF {events} DEFAULT")
     commands += _statistics(name, "events_default")
+    commands.append(f"SELECT heap.make_shards({literal(name)})")
     today = datetime.now(UTC)
     first = today.year * 12 + today.month - 1
     for month in range(first, first + _MONTHS_AHEAD + 1):

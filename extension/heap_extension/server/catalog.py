@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
-from typing import Any, Protocol
+from functools import cache, cached_property
+from importlib.util import find_spec
+from typing import Any, NamedTuple, Protocol
 from zoneinfo import ZoneInfo
 
 from heap_compiler import HeapError
-from heap_compiler.catalog import MergingUsers, Segment
+from heap_compiler.catalog import STRATEGIES, MergingUsers, Segment, Strategy
 from heap_compiler.errors import Span, nearest
 from heap_compiler.ranges import parse_time
 
@@ -68,12 +70,20 @@ class SegmentDefinition:
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """A row of heap.app, and the instant that `over last ...` counts back from."""
+    """A row of heap.app, and what settings say.
+
+    Attributes:
+        now: the instant that `over last ...` counts back from.
+        strategy: which one was asked for.
+        shards: how many of them kernels can run on; 0 when they cannot.
+    """
 
     name: str
     time_zone: ZoneInfo
     version: int
     now: datetime
+    strategy: Strategy = "auto"
+    shards: int = 0
 
     @classmethod
     def current(cls, database: Database) -> App:
@@ -84,7 +94,8 @@ class App:
         """
         found = rows(
             database,
-            "SELECT name, time_zone, version, pg_catalog.current_setting('heap.app', true) AS chosen,"
+            "SELECT name, time_zone, version, shards, pg_catalog.current_setting('heap.app', true) AS chosen,"
+            " pg_catalog.current_setting('heap.strategy', true) AS strategy,"
             " pg_catalog.current_setting('heap.now', true) AS set_now,"
             " (extract(epoch FROM pg_catalog.now()) * 1000000)::bigint AS now FROM heap.app",
         )
@@ -109,7 +120,27 @@ class App:
                 raise HeapError(
                     f"the setting heap.now: {error.message}", hint="write it as '2025-06-01 12:30'"
                 ) from None
-        return cls(row["name"], zone, int(row["version"]), now)
+        strategy: Strategy | None = next((known for known in STRATEGIES if known == (row["strategy"] or "auto")), None)
+        if strategy is None:
+            raise HeapError(
+                f"the setting heap.strategy: there is no strategy '{row['strategy']}'",
+                hint=f"one of {', '.join(STRATEGIES)}",
+            )
+        shards = _kernel_shards(database, row["name"], row["shards"])
+        return cls(row["name"], zone, int(row["version"]), now, strategy, shards)
+
+
+@cache
+def _has_numpy() -> bool:
+    return find_spec("numpy") is not None
+
+
+def _kernel_shards(database: Database, app: str, made: int | None) -> int:
+    """How many shards kernels can run on: all have their row in `<app>.shards`, and numpy is installed; else 0."""
+    if made is None or not _has_numpy():
+        return 0
+    (row,) = rows(database, "SELECT heap._shard_count($1) AS shards", app=app)
+    return made if row["shards"] == made else 0
 
 
 def has_citus(database: Database) -> bool:
@@ -145,6 +176,19 @@ def unknown_app(name: str, known: Iterable[str]) -> HeapError:
     )
 
 
+class _Entries(NamedTuple):
+    """How many entries an event's indexes had, and until when, in seconds of the monotonic clock, that is news."""
+
+    until: float
+    number: int | None
+
+
+_ASKED_AGAIN = 300.0
+_NEVER = _Entries(0.0, None)
+_matching_events: dict[tuple[str, str | None], _Entries] = {}
+"""Per app and index suffix."""
+
+
 class DatabaseCatalog:
     """`heap_compiler.Catalog` for one app, from the tables."""
 
@@ -154,6 +198,7 @@ class DatabaseCatalog:
         self.schema = app.name
         self.time_zone = app.time_zone
         self.now = app.now
+        self.strategy = app.strategy
         self.named: set[str] = set()
         """The events that were looked up."""
 
@@ -211,6 +256,11 @@ class DatabaseCatalog:
         into = {int(row["merged_into"]) for row in found}
         return MergingUsers(int(found[0]["batch"]), merged, tuple(sorted(into)), bool(found[0]["is_moved"]))
 
+    @property
+    def shards(self) -> int:
+        """On how many shards kernels can run. They read what is stored, so on none while users are being merged."""
+        return self.app.shards if self.merging is None else 0
+
     def segment(self, name: str) -> Segment | None:
         found = self.segments.get(name)
         return None if found is None else Segment(found.definition, found.list_table)
@@ -219,24 +269,23 @@ class DatabaseCatalog:
         return self.segments
 
     def matching_events(self, name: str) -> int | None:
-        """Entries of the definition's indexes as PostgreSQL last counted them; unknown where it never did, and on the
-        coordinator of a cluster, whose own partitions are empty."""
-        (row,) = rows(
-            self.database,
-            "SELECT sum(greatest(c.reltuples, 0))::bigint AS entries,"
-            " bool_and(t.reltuples >= 0 OR pg_catalog.pg_relation_size(t.oid) = 0) AS counted,"
-            " (SELECT count(*) FROM pg_catalog.pg_extension WHERE extname = 'citus') AS citus"
-            " FROM pg_catalog.pg_inherits AS h"
-            " JOIN pg_catalog.pg_class AS t ON t.oid = h.inhrelid"
-            " JOIN pg_catalog.pg_index AS i ON i.indrelid = t.oid"
-            " JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid AND c.relname = t.relname || '_' || $2"
-            " WHERE h.inhparent = pg_catalog.to_regclass(pg_catalog.quote_ident($1) || '.events')",
-            app=self.app.name,
-            suffix=self.definitions[name].index_suffix,
-        )
-        if row["citus"] or row["entries"] is None or not row["counted"]:
-            return None
-        return int(row["entries"])
+        """Entries of the definition's indexes in all shards, as PostgreSQL last counted them; unknown where it never
+        did. All events looked up so far are asked for at once, and again after some minutes: the numbers only choose
+        between ways to the same answer."""
+        now = time.monotonic()
+        suffixes = {self.definitions[named].index_suffix for named in self.named | {name}} - {None}
+        missing = [suffix for suffix in suffixes if now >= _matching_events.get((self.app.name, suffix), _NEVER).until]
+        if missing:
+            found = rows(
+                self.database,
+                "SELECT index_suffix, entries FROM heap._matching_events($1, pg_catalog.string_to_array($2, ','))"
+                " WHERE entries IS NOT NULL",
+                app=self.app.name,
+                suffixes=",".join(sorted(map(str, missing))),
+            )
+            for row in found:
+                _matching_events[self.app.name, row["index_suffix"]] = _Entries(now + _ASKED_AGAIN, int(row["entries"]))
+        return _matching_events.get((self.app.name, self.definitions[name].index_suffix), _NEVER).number
 
     def regex_error(self, pattern: str) -> str | None:
         try:

@@ -34,6 +34,8 @@ def describe(query: CompiledQuery, plan: Any, definitions: dict[str, Definition]
             facts.append(f"pushed down, {_count(tasks, 'task')}" if tasks else "not pushed down")
         name = alias.removesuffix("_events").replace("_", " ")
         lines.append(f"{name if event == alias else f'{name} ({event})'}: {'; '.join(facts)}")
+    if query.strategy is not None:
+        lines.append(f"strategy: {query.strategy}")
     tasks_of = [node["Task Count"] for node in nodes if "Task Count" in node]
     if tasks_of:
         lines.append(f"pushed down: {max(tasks_of)} tasks on the workers")

@@ -184,7 +184,7 @@ def merging_tables(app: str, *, distributed: bool) -> list[str]:
         merged = qualified(app, MERGED_USERS)
         commands += [
             f"CREATE TABLE {merged} (user_id bigint PRIMARY KEY, identity text, properties jsonb,"
-            " is_known boolean NOT NULL, lists text[] NOT NULL)",
+            " property_times jsonb, is_known boolean NOT NULL, lists text[] NOT NULL)",
             f"COMMENT ON TABLE {merged} IS 'Users that others are merged into, as they will be'",
             f"SELECT create_distributed_table({literal(merged)}, 'user_id', colocate_with => {literal(users)})",
         ]
@@ -204,6 +204,7 @@ def upgrade(catalog: DatabaseCatalog) -> list[str]:
         return []
     return [
         f"ALTER TABLE {qualified(app, 'events')} ADD COLUMN merge_id bigint",
+        f"ALTER TABLE {qualified(app, 'users')} ADD COLUMN property_times jsonb",
         *merging_tables(app, distributed=is_distributed(catalog.database, app)),
     ]
 

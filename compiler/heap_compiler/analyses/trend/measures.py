@@ -17,7 +17,7 @@ from heap_compiler.activity import bucket_of, of_users
 from heap_compiler.analyses.trend.plan import TrendMeasure, TrendPeriod, TrendPlan
 from heap_compiler.bound import GroupKey
 from heap_compiler.groups import TOTAL, fold_groups, group_values, user_values
-from heap_compiler.measures import UNITS, aggregate
+from heap_compiler.measures import PERCENTILES, UNITS, aggregate, percentile_of, percentile_values
 from heap_compiler.scan import distinct_events
 from heap_compiler.sql import (
     column,
@@ -174,6 +174,8 @@ def _aggregated(
     elif units is not None:
         each = [*(column(name) for name in units), *(part.copy() for part in where_and_who)]
         rows = select(each, subquery(rows, "counted"), distinct=True)
+    if outer in PERCENTILES:
+        return _percentiles(outer, rows, place, groups)
     values = [named(aggregate(outer), "value")]
     if changes and outer == "avg":
         values = [named(exp.Sum(this=column("value")), "value"), named(exp.Count(this=column("value")), "counted")]
@@ -182,6 +184,19 @@ def _aggregated(
         subquery(rows, "measured"),
         group_by=where_and_who,
     )
+
+
+def _percentiles(name: str, rows: exp.Query, place: Sequence[str], groups: _Groups) -> exp.Select:
+    """Of all rows of the same place and group: each shard sends an array of their values."""
+    collected = select(
+        [*(column(part) for part in place), *groups.once(), named(percentile_values(), "numbers")],
+        subquery(rows, "measured"),
+        group_by=[*(column(part) for part in place), *groups.of_rows()],
+    )
+    value = named(percentile_of(name, column("numbers")), "value")
+    return select(
+        [*(column(part) for part in place), *groups.after(), value], subquery(collected, "collected")
+    )  # fmt: skip
 
 
 def _first_times(measure: TrendMeasure, rows: exp.Query, units: Sequence[str], groups: _Groups) -> exp.Select:

@@ -125,6 +125,36 @@ $$;
 COMMENT ON FUNCTION heap._node_indexes(text) IS
 'The partial indexes on an app''s partitions, as the nodes report them in one call; a node without any, or without an answer, is one row';
 
+CREATE OR REPLACE FUNCTION heap._matching_events(app text, suffixes text[])
+RETURNS TABLE (
+    index_suffix text,
+    entries bigint
+)
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT f.index_suffix, CASE WHEN bool_and(f.counted) THEN sum(f.entries)::bigint END AS entries
+FROM heap._on_nodes(format($command$
+    SELECT coalesce(json_agg(found), '[]') FROM (
+        SELECT
+            s.index_suffix, sum(greatest(c.reltuples, 0))::bigint AS entries,
+            bool_and(t.reltuples >= 0 OR pg_stat_get_live_tuples(t.oid) = 0) AS counted
+        FROM unnest(%1$L::text[]) AS s (index_suffix)
+        CROSS JOIN pg_class AS t
+        JOIN pg_class AS c
+            ON c.relnamespace = t.relnamespace
+            AND c.relname = regexp_replace(t.relname, '^(events_(?:default|\d{4}_\d{2}))(_\d+)?$', '\1_' || s.index_suffix || '\2')::name
+        WHERE t.relnamespace = to_regnamespace(quote_ident(%2$L)) AND t.relkind = 'r' AND t.relname LIKE 'events\_%%'
+            AND (NOT %3$L::boolean OR t.relname ~ '^events_(default|\d{4}_\d{2})_\d+$')
+        GROUP BY s.index_suffix
+    ) AS found
+$command$, suffixes, app, heap._shard_count(app) > 1)) AS n
+CROSS JOIN json_to_recordset(n.answer) AS f (index_suffix text, entries bigint, counted boolean)
+GROUP BY f.index_suffix
+$$;
+COMMENT ON FUNCTION heap._matching_events(text, text[]) IS
+'Entries of the indexes of events in all shards, as last counted; null while a table with events was never counted';
+
 CREATE OR REPLACE FUNCTION heap.index_health(for_app text DEFAULT NULL)
 RETURNS TABLE (
     app text,

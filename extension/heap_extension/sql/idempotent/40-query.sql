@@ -45,7 +45,11 @@ DECLARE
     compiled heap._compiled := heap._compile('statement', ARRAY[statement]);
     options text := CASE WHEN "analyze" THEN 'ANALYZE, BUFFERS' ELSE 'COSTS OFF' END;
     shown text := current_setting('citus.explain_all_tasks', true);
-    plan json;
+    binary_protocol text := current_setting('citus.enable_binary_protocol', true);
+    reads text[];
+    read text;
+    plan jsonb;
+    read_plan jsonb;
     described heap._compiled;
 BEGIN
     PERFORM heap._raise(compiled);
@@ -55,13 +59,27 @@ BEGIN
     END IF;
     -- Its rows are added up over all shards; the plan that is shown is that of one.
     PERFORM set_config('citus.explain_all_tasks', 'on', true);
+    -- Citus cannot read the rows of kernels, a composite type, in binary when it explains and runs.
+    PERFORM set_config('citus.enable_binary_protocol', 'off', true);
     EXECUTE 'EXPLAIN (FORMAT JSON, ANALYZE ' || "analyze"::text || ') ' || compiled.statements[1] INTO plan;
+    -- What kernels read beside the data is no part of the query's plan.
+    reads := (heap._compile('kernel_reads', ARRAY[statement])).statements;
+    FOREACH read IN ARRAY reads LOOP
+        EXECUTE 'EXPLAIN (FORMAT JSON, ANALYZE ' || "analyze"::text || ') ' || read INTO read_plan;
+        plan := plan || read_plan;
+    END LOOP;
     PERFORM set_config('citus.explain_all_tasks', coalesce(shown, 'off'), true);
     described := heap._compile('describe', ARRAY[statement, plan::text]);
     PERFORM heap._raise(described);
     RETURN QUERY SELECT unnest(described.statements);
     RETURN NEXT '';
     RETURN QUERY EXECUTE 'EXPLAIN (' || options || ') ' || compiled.statements[1];
+    FOREACH read IN ARRAY reads LOOP
+        RETURN NEXT '';
+        RETURN NEXT 'the kernel of each shard reads:';
+        RETURN QUERY EXECUTE 'EXPLAIN (' || options || ') ' || read;
+    END LOOP;
+    PERFORM set_config('citus.enable_binary_protocol', coalesce(binary_protocol, 'on'), true);
 END
 $$;
 COMMENT ON FUNCTION heap.explain(text, boolean) IS

@@ -1,0 +1,299 @@
+"""The log's way into the tables, measured: how fast the sink stores against a plain COPY of the same rows, and a soak.
+
+    python -m benchmarks.ingest sink --workers 2
+    python -m benchmarks.ingest soak --seconds 180 --rate 2000
+
+Everything runs on this machine: Kafka, PostgreSQL, capture server, sink and the client. Ratios of one run mean
+something, the numbers are this machine's.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import psycopg
+import typer
+
+from heap_extension.citus_cluster import CitusCluster
+from heap_extension.cluster import Cluster, free_port
+from heap_extension.install import install
+from heap_extension.nodes import create_extension
+from heap_extension.postgres import find_postgres
+from heap_ingest.broker import Broker, find_kafka
+from heap_ingest.demo import is_ready
+from heap_ingest.log import Sender, find_span
+from heap_ingest.messages import EventMessage, encode, message_key
+from heap_ingest.topics import create_topics
+from heap_ingest.write_keys import make_write_key
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+_APP = "soaked"
+_TOPIC = "soak"
+_AGENTS = [
+    "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko)"
+    f" Chrome/{version}.0.0.0 Safari/537.36"
+    for version in range(90, 140)
+]
+Definitions = Annotated[int, typer.Option(help="Defined events, each an index on every partition.")]
+Workers = Annotated[int, typer.Option(help="Workers of Citus; 0 is plain PostgreSQL.")]
+
+
+@contextmanager
+def _machinery(workers: int, definitions: int) -> Iterator[tuple[str, Broker]]:
+    """A database with the app and its definitions, and a broker; gone afterwards."""
+    postgres = find_postgres()
+    install(postgres)
+    with tempfile.TemporaryDirectory(prefix="heap-soak-") as name, ExitStack() as stack:
+        folder = Path(name)
+        folder.chmod(0o755)
+        cluster = Cluster(postgres, folder / "cluster")
+        if workers:
+            distributed = CitusCluster(cluster)
+            distributed.up(workers)
+            stack.callback(distributed.down)
+        else:
+            cluster.up()
+            stack.callback(cluster.down)
+        create_extension(cluster.dsn)
+        broker = Broker(find_kafka(), folder / "kafka")
+        broker.up()
+        stack.callback(broker.kill)
+        create_topics(broker.bootstrap_servers, events=_TOPIC)
+        with psycopg.connect(cluster.dsn, autocommit=True) as connection:
+            connection.execute("SELECT heap.create_app(%s, shard_count => %s)", (_APP, 8 if workers else None))
+            connection.execute("SELECT set_config('heap.app', %s, false)", (_APP,))
+            for number in range(definitions):
+                connection.execute(
+                    "SELECT heap.define_event(%s, %s)", (f"Page {number}", f"pageview where path = '/page/{number}'")
+                )
+        yield cluster.dsn, broker
+
+
+def _fields(number: int, chance: random.Random, now: datetime) -> dict[str, Any]:
+    return {
+        "user_id": chance.getrandbits(40),
+        "time": now - timedelta(seconds=chance.random() * 86_400),
+        "event_id": number,
+        "session_id": number // 10,
+        "type": "pageview",
+        "columns": {
+            "path": f"/page/{number % 500}",
+            "domain": "shop.example",
+            "title": "A page of the shop",
+            "language": "en-GB",
+            "referrer": "https://search.example/",
+            "library": "web",
+            "utm_source": "newsletter",
+        },
+        "properties": {"amount": number % 100, "plan": "pro"},
+    }
+
+
+@contextmanager
+def _heap(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([Path(sys.executable).with_name("heap"), "ingest", *arguments])
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@app.command()
+def sink(
+    rows: Annotated[int, typer.Option(help="Events.")] = 300_000,
+    definitions: Definitions = 50,
+    workers: Workers = 0,
+    sinks: Annotated[int, typer.Option(help="Sinks that share the log.")] = 1,
+    rounds: Annotated[int, typer.Option(help="How often both are measured, by turns.")] = 3,
+) -> None:
+    """Rows a second of the sink, and of psql's COPY of the same rows into the same indexed table."""
+    with _machinery(workers, definitions) as (dsn, broker), psycopg.connect(dsn, autocommit=True) as connection:
+        chance, now = random.Random(1), datetime.now(UTC)
+        sender = Sender(broker.bootstrap_servers)
+        for number in range(rows):
+            message = EventMessage(
+                app=_APP,
+                received_at=now,
+                ip="192.0.2.1",
+                user_agent=_AGENTS[number % 50],
+                **_fields(number, chance, now),
+            )
+            sender.send(_TOPIC, encode(message), message_key(message))
+        sender.finish(120)
+        ratios = []
+        for turn in range(rounds):
+            connection.execute(f"TRUNCATE {_APP}.events")
+            connection.execute("DELETE FROM heap.ingest_offset")
+            by_sink = _measure_sink(connection, dsn, broker, rows, sinks, turn)
+            by_copy = _measure_copy(connection, dsn)
+            ratios.append(by_sink / by_copy)
+            typer.echo(f"sink {by_sink:,.0f} rows/s, COPY {by_copy:,.0f} rows/s: {ratios[-1]:.0%}")
+        typer.echo(f"median {statistics.median(ratios):.0%}")
+
+
+def _measure_sink(
+    connection: psycopg.Connection[Any], dsn: str, broker: Broker, rows: int, sinks: int, turn: int
+) -> float:
+    """From the first batch stored to the last."""
+    query = "SELECT coalesce(sum(stored), 0), clock_timestamp() FROM heap.ingest_offset"
+    common = ["sink", "--dsn", dsn, "--bootstrap-servers", broker.bootstrap_servers, "--topic", _TOPIC]
+    with ExitStack() as stack:
+        for number in range(sinks):
+            stack.enter_context(_heap(*common, "--group", f"soak-{turn}", "--instance", f"{turn}-{number}"))
+        first: tuple[int, datetime] | None = None
+        while True:
+            time.sleep(0.02)
+            stored, now = connection.execute(query).fetchone() or (0, datetime.now(UTC))
+            if stored and first is None:
+                first = int(stored), now
+            if first is not None and stored >= rows:
+                return (rows - first[0]) / (now - first[1]).total_seconds()
+
+
+def _measure_copy(connection: psycopg.Connection[Any], dsn: str) -> float:
+    found = connection.execute(
+        "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped"
+        " AND attgenerated = '' ORDER BY attnum",
+        (f"{_APP}.events",),
+    )
+    columns = ", ".join(f'"{name}"' for (name,) in found)
+    psql = [str(find_postgres().bin / "psql"), dsn, "--quiet", "--command"]
+    with tempfile.NamedTemporaryFile() as file:
+        source = f"(SELECT {columns} FROM {_APP}.events ORDER BY event_id)"
+        subprocess.run([*psql, f"\\copy {source} TO '{file.name}'"], check=True)
+        (rows,) = connection.execute(f"SELECT count(*) FROM {_APP}.events").fetchone() or (0,)
+        connection.execute(f"TRUNCATE {_APP}.events")
+        began = time.monotonic()
+        subprocess.run([*psql, f"\\copy {_APP}.events ({columns}) FROM '{file.name}'"], check=True)
+        return int(rows) / (time.monotonic() - began)
+
+
+@app.command()
+def soak(
+    seconds: Annotated[int, typer.Option(help="How long.")] = 180,
+    rate: Annotated[int, typer.Option(help="Events a second that come in.")] = 2_000,
+    definitions: Definitions = 50,
+    workers: Workers = 0,
+    batch: Annotated[int, typer.Option(help="Events of a request.")] = 50,
+) -> None:
+    """HTTP -> Kafka -> table at a steady rate: how long until acknowledged, how long until a query sees it, memory."""
+    with _machinery(workers, definitions) as (dsn, broker), psycopg.connect(dsn, autocommit=True) as connection:
+        key, port = make_write_key(connection, _APP, events_per_second=1_000_000), free_port()
+        common = ["--dsn", dsn, "--bootstrap-servers", broker.bootstrap_servers, "--topic", _TOPIC]
+        with (
+            _heap("serve", *common, "--port", str(port)) as server,
+            _heap("sink", *common, "--instance", "soak") as store,
+        ):
+            while not is_ready(port):
+                time.sleep(0.1)
+            watch = _Watch(dsn)
+            pids = {"capture": server.pid, "sink": store.pid}
+            memory: dict[str, list[int]] = {name: [] for name in pids}
+            acknowledged, late = [], 0
+            chance, number, began = random.Random(1), 0, time.monotonic()
+            client = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            headers = {"Content-Type": "application/json", "X-Write-Key": key, "User-Agent": _AGENTS[0]}
+            next_memory = 0.0
+            while (now := time.monotonic() - began) < seconds:
+                due = number / rate
+                if due > now:
+                    time.sleep(due - now)
+                elif now - due > 1:
+                    late += 1
+                events = []
+                for _ in range(batch):
+                    fields = _fields(number, chance, datetime.now(UTC))
+                    fields |= fields.pop("columns")
+                    events.append(fields | {"time": fields["time"].isoformat()})
+                    number += 1
+                body = json.dumps({"events": events})
+                sent = time.monotonic()
+                client.request("POST", "/capture", body, headers)
+                response = client.getresponse()
+                answer = response.read()
+                assert response.status == 200, answer
+                acknowledged.append(time.monotonic() - sent)
+                watch.expect(number - 1)
+                if now > next_memory:
+                    for name, pid in pids.items():
+                        memory[name].append(_memory(pid))
+                    next_memory = now + 5
+            took = time.monotonic() - began
+            delays = watch.finish()
+            end = find_span(broker.bootstrap_servers, None, topic=_TOPIC).length
+            (rows, different) = connection.execute(
+                f"SELECT count(*), count(DISTINCT event_id) FROM {_APP}.events"
+            ).fetchone() or (0, 0)
+            typer.echo(
+                f"{number / took:,.0f} events/s acknowledged for {took:.0f} s; more than 1 s behind: {late} times"
+            )
+            typer.echo(f"acknowledged after {_quantiles(acknowledged)}; seen by a query after {_quantiles(delays)}")
+            typer.echo(f"{number:,} sent, {end:,} in Kafka, {rows:,} stored, {different:,} different")
+            for name, sizes in memory.items():
+                typer.echo(f"memory of {name}, every 5 s: {' '.join(str(size // 1_000_000) for size in sizes)} MB")
+
+
+class _Watch:
+    """Asks for events by id from the moment they were acknowledged; the delays until they are seen."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._wanted: dict[int, float] = {}
+        self._delays: list[float] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def expect(self, event_id: int) -> None:
+        self._wanted[event_id] = time.monotonic()
+
+    def finish(self) -> list[float]:
+        deadline = time.monotonic() + 60
+        while self._wanted and time.monotonic() < deadline:
+            time.sleep(0.1)
+        self._stop.set()
+        self._thread.join()
+        return self._delays
+
+    def _run(self) -> None:
+        with psycopg.connect(self._dsn, autocommit=True) as connection:
+            connection.execute(f"CREATE INDEX ON {_APP}.events (event_id)")
+            while not self._stop.wait(0.05):
+                wanted = list(self._wanted)
+                seen = connection.execute(
+                    f"SELECT event_id FROM {_APP}.events WHERE event_id = ANY(%s)", (wanted,)
+                ).fetchall()
+                now = time.monotonic()
+                self._delays += [now - self._wanted.pop(event_id) for (event_id,) in seen]
+
+
+def _quantiles(values: list[float]) -> str:
+    cuts = statistics.quantiles(values, n=100)
+    return " / ".join(f"{1000 * cuts[cut - 1]:.0f}" for cut in (50, 95, 99)) + " ms (p50 / p95 / p99)"
+
+
+def _memory(pid: int) -> int:
+    """Bytes that the process and those it started keep."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,rss="], capture_output=True, text=True, check=True).stdout
+    rows = [tuple(map(int, line.split())) for line in listed.splitlines()]
+    return sum(1024 * rss for own, parent, rss in rows if pid in (own, parent) and own != os.getpid())
+
+
+if __name__ == "__main__":
+    app()

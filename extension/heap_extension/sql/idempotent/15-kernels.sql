@@ -1,0 +1,141 @@
+-- Kernels run beside the data: the queries of analyses call them once per shard. They read what the caller may read, and,
+-- being STABLE, nothing but reading statements, with the snapshot of the query that calls them.
+
+CREATE OR REPLACE FUNCTION heap._funnel_kernel(relation oid, specification json)
+RETURNS SETOF heap._funnel_totals
+LANGUAGE plpython3u
+STABLE
+STRICT
+ROWS 10
+COST 1000000
+SET search_path = pg_catalog, pg_temp
+SET standard_conforming_strings = on
+SET max_parallel_workers_per_gather = 0
+SET jit = off
+AS $python$
+if "kernels" not in GD:
+    import sys
+    sys.path.insert(0, "@python_path@")
+    GD["kernels"] = "@version@"
+from heap_extension.kernels.funnel import funnel
+return funnel(plpy, relation, specification)
+$python$;
+COMMENT ON FUNCTION heap._funnel_kernel(oid, json) IS
+'The totals of a funnel in one shard: that of the row of <app>.shards in the table relation. What it reads and counts is in the specification';
+
+CREATE OR REPLACE FUNCTION heap._duration_quantiles(durations bytea, fractions double precision[])
+RETURNS double precision[]
+LANGUAGE plpython3u
+IMMUTABLE
+STRICT
+PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $python$
+if "kernels" not in GD:
+    import sys
+    sys.path.insert(0, "@python_path@")
+    GD["kernels"] = "@version@"
+from heap_extension.kernels.durations import quantiles
+return quantiles(durations, fractions)
+$python$;
+COMMENT ON FUNCTION heap._duration_quantiles(bytea, double precision[]) IS
+'The quantiles, in seconds, of durations that kernels found: 8 bytes each, microseconds, the lowest byte first. Interpolated as percentile_cont does';
+
+CREATE OR REPLACE FUNCTION heap._average_duration(durations bytea)
+RETURNS double precision
+LANGUAGE plpython3u
+IMMUTABLE
+STRICT
+PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $python$
+if "kernels" not in GD:
+    import sys
+    sys.path.insert(0, "@python_path@")
+    GD["kernels"] = "@version@"
+from heap_extension.kernels.durations import average
+return average(durations)
+$python$;
+COMMENT ON FUNCTION heap._average_duration(bytea) IS 'The average, in seconds, of durations that kernels found';
+
+CREATE OR REPLACE FUNCTION heap._duration_counts(durations bytea, lows bigint[])
+RETURNS bigint[]
+LANGUAGE plpython3u
+IMMUTABLE
+STRICT
+PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $python$
+if "kernels" not in GD:
+    import sys
+    sys.path.insert(0, "@python_path@")
+    GD["kernels"] = "@version@"
+from heap_extension.kernels.durations import counts
+return counts(durations, lows)
+$python$;
+COMMENT ON FUNCTION heap._duration_counts(bytea, bigint[]) IS
+'How many of the durations that kernels found are in each bin; lows are where the bins begin, in seconds';
+
+CREATE OR REPLACE FUNCTION heap._shard_count(app text)
+RETURNS int
+LANGUAGE plpgsql
+STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    found int := 0;
+BEGIN
+    IF EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN
+        EXECUTE 'SELECT count(*) FROM pg_dist_shard WHERE logicalrelid = to_regclass(quote_ident($1) || ''.shards'')'
+        INTO found USING app;
+    END IF;
+    RETURN CASE WHEN found = 0 THEN 1 ELSE found END;
+END
+$$;
+COMMENT ON FUNCTION heap._shard_count(text) IS 'How many shards an app has; on plain PostgreSQL it is one itself';
+
+CREATE OR REPLACE FUNCTION heap.make_shards(app text DEFAULT NULL)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    asked text;
+    made int;
+    shards text;
+    wanted int;
+    ids bigint[];
+    highest bigint;
+BEGIN
+    FOR asked, made IN SELECT a.name, a.shards FROM heap.app AS a WHERE app IS NULL OR a.name = app ORDER BY 1 LOOP
+        shards := format('%I.shards', asked);
+        IF to_regclass(shards) IS NULL THEN
+            EXECUTE format('CREATE TABLE %s (place bigint PRIMARY KEY)', shards);
+            EXECUTE format('COMMENT ON TABLE %s IS %L', shards, 'One row in every shard: kernels run once for each');
+            IF to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL THEN
+                EXECUTE format(
+                    'SELECT create_distributed_table(%L, ''place'', colocate_with => %L) FROM pg_dist_partition WHERE logicalrelid = %L::regclass',
+                    shards, format('%I.users', asked), format('%I.users', asked)
+                );
+            END IF;
+        END IF;
+        wanted := heap._shard_count(asked);
+        CONTINUE WHEN made = wanted;
+        -- Numbers whose hashes are in the shards' ranges: the smallest one of each. They are nobody's id: the column is
+        -- not called user_id, so that no user's rows are looked for here.
+        ids := ARRAY[1];
+        highest := 16 * wanted;
+        WHILE cardinality(ids) < wanted LOOP
+            EXECUTE 'SELECT array_agg(id) FROM (
+                SELECT min(id) AS id FROM generate_series(1, $2) AS id GROUP BY get_shard_id_for_distribution_column($1, id)
+            ) AS of_shards' INTO ids USING shards::regclass, highest;
+            highest := 2 * highest;
+        END LOOP;
+        EXECUTE format('DELETE FROM %s', shards);
+        EXECUTE format('INSERT INTO %s SELECT unnest($1)', shards) USING ids;
+        UPDATE heap.app AS a SET shards = wanted WHERE a.name = asked;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION heap.make_shards(text) IS
+'Makes the table shards of an app, or of all, where it is missing, and fills it with a row per shard: after an upgrade, and after shards were split';

@@ -1,0 +1,54 @@
+"""What the capture server counts, for Prometheus."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+
+__all__ = ["Metrics"]
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+class Metrics:
+    """Counters of one process, or, with PROMETHEUS_MULTIPROC_DIR set, of all that share that folder."""
+
+    def __init__(self) -> None:
+        own = CollectorRegistry()
+        self._registry = own
+        self.requests = Counter("heap_capture_requests", "Requests answered", ["route", "status"], registry=own)
+        self.messages = Counter(
+            "heap_capture_messages", "Messages acknowledged by Kafka", ["app", "kind"], registry=own
+        )
+        self.rejected = Counter(
+            "heap_capture_rejected", "Events and other items of batches that were not taken", ["app"], registry=own
+        )
+        self.redacted = Counter(
+            "heap_capture_redacted", "Fields dropped: passwords, cards, what was typed", ["app"], registry=own
+        )
+        self.bytes = Counter("heap_capture_bytes", "Bytes of request bodies, unpacked", registry=own)
+        self.acknowledged = Histogram(
+            "heap_capture_acknowledge_seconds", "From a whole request to Kafka's acknowledgement", buckets=_SECONDS,
+            registry=own,
+        )  # fmt: skip
+        self.in_flight = Gauge(
+            "heap_capture_in_flight_bytes", "Bytes of requests that wait for their bodies or for Kafka", registry=own,
+            multiprocess_mode="livesum",
+        )  # fmt: skip
+        self.brokers = Gauge(
+            "heap_capture_brokers_up", "Connections to brokers", registry=own, multiprocess_mode="livemin"
+        )
+        self.keys_age = Gauge(
+            "heap_capture_keys_age_seconds", "Since write keys were read", registry=own, multiprocess_mode="livemax"
+        )
+
+    def page(self, refresh: Callable[[], None]) -> bytes:
+        """The text that Prometheus reads; `refresh` sets the gauges first."""
+        refresh()
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self._registry)
+        together = CollectorRegistry()
+        multiprocess.MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+        return generate_latest(together)

@@ -1,0 +1,405 @@
+"""Batches of the log into the tables: one transaction for the rows and for how far the log is stored.
+
+A batch that is stored again, here or by another, changes nothing: rows have their keys from the log.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import psycopg
+from psycopg import sql
+
+from heap_extension.load import LOADED_COLUMNS
+from heap_extension.user_ids import hash_bigint
+from heap_ingest.dead_letters import Rejected
+from heap_ingest.enrich import Enrichment
+from heap_ingest.log import Record
+from heap_ingest.messages import EventMessage, IdentifyMessage, Message, UserMessage, decode
+
+__all__ = ["Batch", "FencedError", "Store", "Stored", "is_data_error", "read_batch"]
+
+_LOADED = frozenset(LOADED_COLUMNS)
+_CAREFUL_BATCHES = 20
+"""Batches of an app that are staged after one that held known events: where some are sent twice, more are."""
+
+
+class FencedError(Exception):
+    """Another sink stored what this batch begins with: it owns the partition now."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """What a stretch of the log holds, ready to be stored.
+
+    Attributes:
+        offsets: by partition, the first offset and the one after the last.
+        events, users: by app, rows in the order of the log, each with its record.
+        identifies: in the order of the log.
+        rejected: what cannot be stored, as far as that is known without the database.
+        oldest: when the server took the first message of it; None when nothing is in it.
+    """
+
+    offsets: dict[int, tuple[int, int]] = field(default_factory=dict)
+    events: defaultdict[str, list[tuple[Record, tuple[Any, ...]]]] = field(default_factory=lambda: defaultdict(list))
+    users: defaultdict[str, list[tuple[Record, tuple[Any, ...]]]] = field(default_factory=lambda: defaultdict(list))
+    identifies: list[tuple[Record, IdentifyMessage]] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    oldest: datetime | None = None
+
+    @property
+    def size(self) -> int:
+        """Messages in it, those rejected among them."""
+        rows = sum(len(rows) for rows_of in (self.events, self.users) for rows in rows_of.values())
+        return rows + len(self.identifies) + len(self.rejected)
+
+    @property
+    def apps(self) -> set[str]:
+        """Whose messages are in it."""
+        return {*self.events, *self.users, *(message.app for _, message in self.identifies)}
+
+
+@dataclass(slots=True)
+class Stored:
+    """What storing a batch did: rows given to the tables by app, and what went to the dead letters."""
+
+    events: dict[str, int] = field(default_factory=dict)
+    users: dict[str, int] = field(default_factory=dict)
+    rejected: list[Rejected] = field(default_factory=list)
+
+
+def read_batch(
+    records: Iterable[Record], enrichment: Enrichment, wanted: Callable[[Message], bool] | None = None
+) -> Batch:
+    """The batch of these records. Those that are no messages are rejected; those not `wanted` are left out."""
+    batch = Batch()
+    for record in records:
+        _, partition, offset, _, value = record
+        first, _ = batch.offsets.get(partition, (offset, 0))
+        batch.offsets[partition] = first, offset + 1
+        try:
+            message = decode(value)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            batch.rejected.append(Rejected(record, f"not a message: {error}"))
+            continue
+        if wanted is not None and not wanted(message):
+            continue
+        if batch.oldest is None or message.received_at < batch.oldest:
+            batch.oldest = message.received_at
+        match message:
+            case EventMessage():
+                batch.events[message.app].append((record, _event_row(message, enrichment)))
+            case UserMessage():
+                properties = msgspec.json.encode(message.properties).decode()
+                batch.users[message.app].append((record, (message.user_id, message.time, properties)))
+            case IdentifyMessage():
+                batch.identifies.append((record, message))
+    return batch
+
+
+def _event_row(event: EventMessage, enrichment: Enrichment) -> tuple[Any, ...]:
+    columns = {**enrichment.columns(event), **event.columns}
+    properties = event.properties
+    if not columns.keys() <= _LOADED:  # the address, and columns of another version
+        properties = {**{name: text for name, text in columns.items() if name not in _LOADED}, **properties}
+    encoded = msgspec.json.encode(properties).decode() if properties else "{}"
+    values = map(columns.get, LOADED_COLUMNS)
+    return (event.user_id, event.time, event.event_id, event.session_id, event.type, *values, encoded)
+
+
+def is_data_error(error: psycopg.Error) -> bool:
+    """True when the rows are at fault and not the database: what no waiting mends.
+
+    Bad values, broken constraints, values beyond PostgreSQL's limits, exceptions raised by functions. psycopg refuses
+    some values itself, without a code.
+    """
+    if error.sqlstate is None:
+        return isinstance(error, psycopg.DataError)
+    return error.sqlstate[:2] in {"21", "22", "23", "38", "54", "P0"}
+
+
+class Store:
+    """Stores batches through one connection, which keeps its tables' indexes open from batch to batch.
+
+    Args:
+        connection: in autocommit mode, of an owner of the tables.
+        log: the id of the Kafka cluster and the topic; None stores rows and no offsets, which is what a replay does.
+        bury: called with what is rejected, within the transaction: returns when that is safe.
+        schemas: where an app's rows go when it is not the schema of its name.
+    """
+
+    def __init__(
+        self,
+        connection: psycopg.Connection[Any],
+        log: tuple[str, str] | None,
+        bury: Callable[[list[Rejected]], None],
+        schemas: Mapping[str, str] | None = None,
+    ) -> None:
+        self._connection = connection
+        self._log = log
+        self._bury = bury
+        self._schemas = schemas or {}
+        self._part = 0
+        self._careful: Counter[str] = Counter()
+        """Batches of an app that are staged before the table is tried again."""
+        connection.execute(_STAGING)
+        connection.execute(_USER_STAGING)
+
+    def positions(self, partitions: Sequence[int], first: Callable[[int], int]) -> dict[int, int]:
+        """The next message of each partition to be stored; of one that is new, `first` says which that is."""
+        assert self._log is not None
+        query = (
+            "SELECT partition, next_offset FROM heap.ingest_offset"
+            " WHERE (cluster, topic) = (%s, %s) AND partition = ANY(%s)"
+        )
+        known = dict(self._connection.execute(query, (*self._log, list(partitions))).fetchall())
+        new = sorted(set(partitions) - set(known))
+        if new:
+            self._connection.execute(
+                "INSERT INTO heap.ingest_offset (cluster, topic, partition, next_offset)"
+                " SELECT %s, %s, * FROM unnest(%s::int[], %s::bigint[]) ON CONFLICT DO NOTHING",
+                (*self._log, new, [first(partition) for partition in new]),
+            )
+            known = dict(self._connection.execute(query, (*self._log, list(partitions))).fetchall())
+        return known
+
+    def store(self, batch: Batch) -> Stored:
+        """Stores all that can be stored, exactly once; the rest is buried.
+
+        Raises:
+            FencedError: another sink stored some of it already. Nothing of it is stored here.
+            psycopg.Error: the database failed, perhaps after it stored everything: `positions` tells.
+            KafkaException: what was rejected could not be buried. Nothing is stored.
+        """
+        identified = self._identify(batch)
+        try:
+            return self._store(batch, identified, self._insert)
+        except psycopg.Error as error:
+            if not is_data_error(error):
+                raise
+        return self._store(batch, identified, self._bisect)
+
+    def _store(self, batch: Batch, identified: list[Rejected], insert: _Insert) -> Stored:
+        stored = Stored(rejected=[*batch.rejected, *identified])
+        with self._connection.transaction():
+            if self._log is not None:
+                self._advance(batch)
+            known = self._lock_apps(batch.apps)
+            for kind, rows_of, counts in (
+                ("events", batch.events, stored.events),
+                ("users", batch.users, stored.users),
+            ):
+                for app, rows in sorted(rows_of.items()):
+                    if app in known:
+                        counts[app] = insert(kind, app, rows, stored.rejected)
+                    else:
+                        stored.rejected += [Rejected(record, f"unknown app {app!r}") for record, _ in rows]
+            if stored.rejected:
+                self._bury(stored.rejected)
+                self._count_dead(stored.rejected)
+        return stored
+
+    def _advance(self, batch: Batch) -> None:
+        """Moves the offsets from where the batch begins to where it ends: first, so that of two sinks one waits."""
+        assert self._log is not None
+        partitions = sorted(batch.offsets)
+        ranges = [batch.offsets[partition] for partition in partitions]
+        moved = self._connection.execute(
+            "UPDATE heap.ingest_offset AS o"
+            " SET next_offset = b.next, stored = o.stored + b.next - b.first, stored_at = now()"
+            " FROM unnest(%s::int[], %s::bigint[], %s::bigint[]) AS b (partition, first, next)"
+            " WHERE (o.cluster, o.topic) = (%s, %s) AND o.partition = b.partition AND o.next_offset = b.first",
+            (partitions, [first for first, _ in ranges], [after for _, after in ranges], *self._log),
+        ).rowcount
+        if moved != len(partitions):
+            raise FencedError(f"{len(partitions) - moved} of {len(partitions)} partitions were stored by another sink")
+
+    def _count_dead(self, rejected: list[Rejected]) -> None:
+        if self._log is None:
+            return
+        for partition in sorted({record.partition for record, _ in rejected}):
+            count = sum(record.partition == partition for record, _ in rejected)
+            self._connection.execute(
+                "UPDATE heap.ingest_offset SET dead = dead + %s WHERE (cluster, topic, partition) = (%s, %s, %s)",
+                (count, *self._log, partition),
+            )
+
+    def _lock_apps(self, apps: set[str]) -> set[str]:
+        """Those of the apps that exist. Until the transaction ends no user of theirs is merged, which would have moved
+        rows of this batch that nobody sees yet."""
+        names = {self._schemas.get(app, app): app for app in apps}
+        found = self._connection.execute(
+            "SELECT name FROM heap.app WHERE name = ANY(%s) ORDER BY name FOR SHARE", (list(names),)
+        )
+        return {names[name] for (name,) in found}
+
+    def _resolve(self, schema: str, rows: _Rows) -> _Rows:
+        """The rows with the users as they are known now; without what happened before a user was erased.
+
+        The log keeps them as they were known then. Both tables are small, and mostly empty.
+        """
+        users = list({row[0] for _, row in rows})
+        found = self._connection.execute(_RESOLVE, {"app": schema, "users": users}).fetchall()
+        if not found:
+            return rows
+        now = {user: merged_into for user, merged_into, _ in found if merged_into is not None}
+        erased = {user: erased_at for user, _, erased_at in found if erased_at is not None}
+        return [
+            (record, (now.get(row[0], row[0]), *row[1:]))
+            for record, row in rows
+            if row[0] not in erased or row[1] > erased[row[0]]
+        ]
+
+    def _insert(self, kind: str, app: str, rows: _Rows, _rejected: list[Rejected]) -> int:
+        """All rows at once. Events go straight into their table, as long as none of them is known there already."""
+        schema = self._schemas.get(app, app)
+        rows = self._resolve(schema, rows)
+        if kind == "users":
+            return self._stage("users", schema, rows)
+        if self._careful[app]:
+            self._careful[app] -= 1
+        else:
+            try:
+                with self._connection.transaction():
+                    return self._copy(sql.Identifier(schema, "events"), _EVENT_COLUMNS, _EVENT_TYPES, rows)
+            except psycopg.errors.UniqueViolation:
+                self._careful[app] = _CAREFUL_BATCHES
+        return self._stage("events", schema, rows)
+
+    def _stage(self, kind: str, schema: str, rows: _Rows) -> int:
+        """Through a temporary table, whose rows are told from those of earlier calls by the number of the call."""
+        self._part += 1
+        staging, columns, types, insert = _KINDS[kind]
+        staged = [(record, (*row, self._part)) for record, row in rows]
+        self._copy(sql.Identifier("pg_temp", staging), f"{columns}, part", [*types, "int4"], staged)
+        statement = sql.SQL(insert).format(schema=sql.Identifier(schema))
+        return self._connection.execute(statement, (self._part,)).rowcount
+
+    def _copy(self, table: sql.Identifier, columns: str, types: list[str], rows: _Rows) -> int:
+        statement = sql.SQL("COPY {} ({}) FROM STDIN").format(table, sql.SQL(columns))
+        with self._connection.cursor() as cursor, cursor.copy(statement) as copy:
+            copy.set_types(types)
+            for _, row in rows:
+                copy.write_row(row)
+        return len(rows)
+
+    def _bisect(self, kind: str, app: str, rows: _Rows, rejected: list[Rejected]) -> int:
+        """All rows but those the database refuses: halves are tried until single rows are left."""
+        try:
+            with self._connection.transaction():
+                return self._insert(kind, app, rows, rejected)
+        except psycopg.Error as error:
+            if not is_data_error(error):
+                raise
+            if len(rows) == 1:
+                rejected.append(Rejected(rows[0][0], _reason(error)))
+                return 0
+        half = len(rows) // 2
+        return self._bisect(kind, app, rows[:half], rejected) + self._bisect(kind, app, rows[half:], rejected)
+
+    def _identify(self, batch: Batch) -> list[Rejected]:
+        """Joins users with the persons they are, each in a transaction of its own; those that cannot be."""
+        rejected: list[Rejected] = []
+        if not batch.identifies:
+            return rejected
+        known = self._lock_apps({message.app for _, message in batch.identifies})
+        for record, message in batch.identifies:
+            if message.app not in known:
+                rejected.append(Rejected(record, f"unknown app {message.app!r}"))
+                continue
+            app = self._schemas.get(message.app, message.app)
+            try:
+                with self._connection.transaction():
+                    self._connection.execute("SELECT set_config('heap.app', %s, true)", (app,))
+                    self._connection.execute(
+                        _IDENTIFY,
+                        {
+                            "app": app,
+                            "user_id": message.user_id,
+                            "identity": message.identity,
+                            "known": hash_bigint(message.identity),
+                            "time": message.time,
+                        },
+                    )
+            except psycopg.Error as error:
+                if not is_data_error(error):
+                    raise
+                rejected.append(Rejected(record, _reason(error)))
+        return rejected
+
+
+_Rows = Sequence[tuple[Record, tuple[Any, ...]]]
+_Insert = Callable[[str, str, _Rows, list[Rejected]], int]
+
+
+def _reason(error: psycopg.Error) -> str:
+    return f"{error.sqlstate or 'refused'}: {(error.diag.message_primary or str(error)).splitlines()[0]}"
+
+
+_EVENT_COLUMNS = ", ".join(["user_id", "time", "event_id", "session_id", "type", *LOADED_COLUMNS, "properties"])
+_USER_COLUMNS = "user_id, time, properties"
+
+_STAGING = (
+    "CREATE TEMPORARY TABLE IF NOT EXISTS heap_events_batch (part int, user_id bigint, time timestamptz,"
+    " event_id bigint, session_id bigint, type text, "
+    + ", ".join(f"{name} text" for name in LOADED_COLUMNS)
+    + ", properties jsonb) ON COMMIT DELETE ROWS"
+)
+_USER_STAGING = (
+    "CREATE TEMPORARY TABLE IF NOT EXISTS heap_users_batch (part int, user_id bigint, time timestamptz,"
+    " properties jsonb) ON COMMIT DELETE ROWS"
+)
+
+_RESOLVE = """
+SELECT u.user_id, a.merged_into, (
+    SELECT max(e.erased_at) FROM heap.erased_user AS e
+    WHERE e.app = %(app)s AND e.user_id IN (u.user_id, a.merged_into)
+)
+FROM unnest(%(users)s::bigint[]) AS u (user_id)
+LEFT JOIN heap.user_alias AS a ON a.app = %(app)s AND a.user_id = u.user_id
+WHERE a.user_id IS NOT NULL
+OR EXISTS (SELECT FROM heap.erased_user AS e WHERE e.app = %(app)s AND e.user_id = u.user_id)
+"""
+
+# In the order of the key, so that two sinks wait for each other and never in a circle.
+_INSERT_EVENTS = f"""
+INSERT INTO {{schema}}.events ({_EVENT_COLUMNS})
+SELECT {_EVENT_COLUMNS} FROM pg_temp.heap_events_batch WHERE part = %s ORDER BY user_id, time, event_id
+ON CONFLICT DO NOTHING
+"""
+
+_INSERT_USERS = """
+INSERT INTO {schema}.users AS u (user_id, properties, property_times)
+SELECT user_id, jsonb_object_agg(key, value), jsonb_object_agg(key, set_at)
+FROM (
+    SELECT DISTINCT ON (user_id, key) user_id, key, value, (extract(epoch FROM time) * 1000000)::bigint AS set_at
+    FROM pg_temp.heap_users_batch, jsonb_each(properties)
+    WHERE part = %s
+    ORDER BY user_id, key, time DESC, value DESC
+) AS latest
+GROUP BY user_id
+ORDER BY user_id
+ON CONFLICT (user_id) DO UPDATE SET
+    properties = heap._latest_properties(u.properties, u.property_times, excluded.properties, excluded.property_times),
+    property_times = heap._latest_times(u.property_times, excluded.property_times)
+"""
+
+_IDENTIFY = """
+SELECT heap.identify(%(user_id)s, %(identity)s)
+WHERE NOT EXISTS (
+    SELECT FROM heap.erased_user AS e
+    WHERE e.app = %(app)s AND e.user_id IN (%(user_id)s, %(known)s) AND %(time)s <= e.erased_at
+)
+"""
+
+_EVENT_TYPES = ["int8", "timestamptz", "int8", "int8", "text", *["text"] * len(LOADED_COLUMNS), "text"]
+
+_KINDS = {
+    "events": ("heap_events_batch", _EVENT_COLUMNS, _EVENT_TYPES, _INSERT_EVENTS),
+    "users": ("heap_users_batch", _USER_COLUMNS, ["int8", "timestamptz", "text"], _INSERT_USERS),
+}

@@ -1,0 +1,75 @@
+"""The topics of the log, made explicitly: a topic that Kafka makes by itself has another number of partitions."""
+
+from __future__ import annotations
+
+import logging
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+__all__ = ["DEAD_LETTERS", "EVENTS", "create_topics", "delete_topics", "reachable"]
+
+EVENTS = "heap-events"
+"""Messages, keyed by app and user."""
+DEAD_LETTERS = "heap-dead-letters"
+"""Records that could not be stored, as they were, with the reason and where they came from as headers."""
+
+_SILENT = logging.getLogger("heap_ingest.silent")
+_SILENT.addHandler(logging.NullHandler())
+_SILENT.propagate = False
+
+
+def reachable(bootstrap_servers: str, timeout: float = 5.0) -> bool:
+    """True when a broker answers within `timeout` seconds."""
+    try:
+        _admin(bootstrap_servers).list_topics(timeout=timeout)
+    except KafkaException:
+        return False
+    return True
+
+
+def create_topics(
+    bootstrap_servers: str,
+    *,
+    events: str = EVENTS,
+    dead_letters: str = DEAD_LETTERS,
+    partitions: int = 8,
+    replication: int = 1,
+    timeout: float = 30.0,
+) -> None:
+    """Creates both topics unless they are there. They keep what they hold forever: replay needs it.
+
+    Args:
+        partitions: how many sinks can share the work, at most. Adding some later moves users to other partitions.
+        replication: copies of each; 3 in production, with min.insync.replicas = 2.
+
+    Raises:
+        KafkaException: no broker answered in `timeout` seconds, or it refused.
+    """
+    config = {"retention.ms": "-1", "retention.bytes": "-1"}
+    if replication > 1:
+        config["min.insync.replicas"] = str(replication - 1)
+    topics = [NewTopic(name, partitions, replication, config=config) for name in (events, dead_letters)]
+    admin = _admin(bootstrap_servers)  # it has to live until the answers are there
+    for made in admin.create_topics(topics, operation_timeout=timeout).values():
+        try:
+            made.result(timeout)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise
+
+
+def delete_topics(bootstrap_servers: str, names: list[str], timeout: float = 30.0) -> None:
+    """Deletes topics, with all they hold.
+
+    Raises:
+        KafkaException: no broker answered in `timeout` seconds, or it refused.
+    """
+    admin = _admin(bootstrap_servers)  # it has to live until the answers are there
+    for deleted in admin.delete_topics(names, operation_timeout=timeout).values():
+        deleted.result(timeout)
+
+
+def _admin(bootstrap_servers: str) -> AdminClient:
+    return AdminClient({"bootstrap.servers": bootstrap_servers}, logger=_SILENT)
