@@ -282,3 +282,10 @@ def test_several_processes_behind_a_proxy(capture_dsn: str, broker: Broker, writ
         assert addresses == {f"10.0.0.{number}" for number in range(20)}
     finally:
         server.stop()
+
+
+def test_a_setting_of_no_sense_is_an_error_that_names_it() -> None:
+    arguments = ["--dsn", "postgresql:///x", "--bootstrap-servers", "localhost:1", "--port", "70000"]
+    result = CliRunner().invoke(command_line, ["ingest", "serve", *arguments])
+    assert result.exit_code == 1
+    assert result.output.startswith("error: port: ")

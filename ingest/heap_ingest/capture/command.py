@@ -38,6 +38,8 @@ def serve(
     ] = None,
 ) -> None:
     """Take events over HTTP, and answer when Kafka has acknowledged them."""
+    from pydantic import ValidationError
+
     from heap_ingest.capture.limits import Limits
     from heap_ingest.capture.serve import CaptureSettings
     from heap_ingest.capture.serve import serve as serve_requests
@@ -47,8 +49,8 @@ def serve(
         options = dict(setting.split("=", 1) for setting in kafka or () if "=" in setting)
         if len(options) != len(kafka or ()):
             fail("error: --kafka takes name=value")
-        serve_requests(
-            CaptureSettings(
+        try:
+            settings = CaptureSettings(
                 find_dsn(dsn),
                 find_bootstrap_servers(bootstrap_servers),
                 topic,
@@ -63,7 +65,9 @@ def serve(
                 limits=Limits(body_seconds=client_seconds),
                 kafka=options,
             )
-        )
+        except ValidationError as error:
+            fail("\n".join(f"error: {problem['loc'][0]}: {problem['msg']}" for problem in error.errors()))
+        serve_requests(settings)
 
 
 keys = typer.Typer(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pydantic import PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
 
 __all__ = ["Limits"]
 
@@ -26,15 +27,15 @@ class Limits:
         ahead: by which an event's time may lie in the future.
     """
 
-    body_bytes: int = 2 * 1024 * 1024
-    unpacked_bytes: int = 8 * 1024 * 1024
-    body_seconds: float = 10.0
-    events: int = 2_000
-    message_bytes: int = 64 * 1024
-    text_length: int = 8_192
-    name_length: int = 200
-    properties: int = 250
-    depth: int = 8
-    in_flight_bytes: int = 64 * 1024 * 1024
-    clock_tolerance: float = 300.0
-    ahead: float = 86_400.0
+    body_bytes: PositiveInt = 2 * 1024 * 1024
+    unpacked_bytes: PositiveInt = 8 * 1024 * 1024
+    body_seconds: PositiveFloat = 10.0
+    events: PositiveInt = 2_000
+    message_bytes: PositiveInt = 64 * 1024
+    text_length: PositiveInt = 8_192
+    name_length: PositiveInt = 200
+    properties: PositiveInt = 250
+    depth: PositiveInt = 8
+    in_flight_bytes: PositiveInt = 64 * 1024 * 1024
+    clock_tolerance: PositiveFloat = 300.0
+    ahead: PositiveFloat = 86_400.0

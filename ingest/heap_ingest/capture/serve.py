@@ -6,13 +6,15 @@ import gc
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 from granian.constants import Interfaces
 from granian.http import HTTP1Settings
 from granian.server import Server
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
 
 from heap_ingest.capture.limits import Limits
 
@@ -21,7 +23,7 @@ __all__ = ["CaptureSettings", "make_app", "serve"]
 
 @dataclass(frozen=True, slots=True)
 class CaptureSettings:
-    """How `heap ingest serve` runs.
+    """How `heap ingest serve` runs. Values of no sense raise `pydantic.ValidationError`.
 
     Attributes:
         dsn: of a login that may read heap.write_key.
@@ -40,14 +42,14 @@ class CaptureSettings:
     bootstrap_servers: str
     topic: str
     host: str = "127.0.0.1"
-    port: int = 8080
-    workers: int = 1
-    connections: int = 1_000
-    header_seconds: float = 10.0
-    acknowledge_seconds: float = 10.0
-    key_seconds: float = 5.0
-    proxies: int = 0
-    events_per_second: float = 10_000
+    port: Annotated[int, Field(ge=1, le=65_535)] = 8080
+    workers: PositiveInt = 1
+    connections: PositiveInt = 1_000
+    header_seconds: PositiveFloat = 10.0
+    acknowledge_seconds: PositiveFloat = 10.0
+    key_seconds: PositiveFloat = 5.0
+    proxies: NonNegativeInt = 0
+    events_per_second: PositiveFloat = 10_000
     limits: Limits = field(default_factory=Limits)
     kafka: Mapping[str, Any] = field(default_factory=dict)
 
