@@ -247,7 +247,7 @@ _STEPS = {
 
 def _slow_vacuum(node: psycopg.Connection[Any], *, slow: bool) -> None:
     """VACUUM waits for no lock: asleep after every page, it can be caught in the middle."""
-    for name, value in (("vacuum_cost_delay", "100ms"), ("vacuum_cost_limit", "1")):
+    for name, value in (("vacuum_cost_delay", "2ms"), ("vacuum_cost_limit", "1")):
         node.execute(f"ALTER SYSTEM SET {name} = '{value}'" if slow else f"ALTER SYSTEM RESET {name}")
     node.execute("SELECT pg_reload_conf()")
 
