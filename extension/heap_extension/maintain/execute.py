@@ -23,7 +23,7 @@ def execute(
 
     Args:
         connection: to the node of the work, in autocommit mode.
-        predicate: SQL condition of the index, for builds.
+        predicate: SQL condition of the index or pack, for builds.
         lock_timeout: for how long writes may wait.
         patience: for how long the work itself may wait for open transactions.
 
@@ -48,6 +48,21 @@ def execute(
             case Kind.vacuum:
                 # Truncation would take an exclusive lock.
                 connection.execute(sql.SQL("VACUUM (ANALYZE, TRUNCATE false, SKIP_LOCKED) {}").format(table))
+            case Kind.unpack:
+                connection.execute(
+                    sql.SQL("DELETE FROM {} WHERE relation = %s AND condition = %s").format(
+                        sql.Identifier(work.app, work.packs)
+                    ),
+                    (work.relation, work.condition),
+                )
+            case Kind.freeze:
+                # Else a later VACUUM would freeze what did not change, and packs would have to be made again.
+                connection.execute(sql.SQL("VACUUM (ANALYZE, FREEZE, TRUNCATE false, SKIP_LOCKED) {}").format(table))
+            case Kind.pack:
+                connection.execute(
+                    "SELECT heap._make_pack(%s, %s, %s, %s, %s)",
+                    (work.app, work.relation, work.packs, work.place, predicate),
+                )
     except (errors.DuplicateTable, errors.UndefinedTable, errors.UndefinedObject, errors.InvalidSchemaName):
         pass  # somebody was faster, or dropped what it was for: the next pass sees
 
