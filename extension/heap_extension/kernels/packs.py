@@ -5,10 +5,10 @@ matches, in the order of the index, in rows of `<app>.packs` beside the events.
 
 It is right as long as no page of its partition changed, and PostgreSQL knows that: the visibility map has a bit for
 every page on which all rows are visible to everybody. Whoever inserts, deletes or updates a row there clears the bit
-before anybody can see the change. Only VACUUM sets it again, and then the page of the map gets a later LSN (its place in
-the log). So while all bits are set and no page of the map has another LSN, no row came and none went, and the rows are
-those of every snapshot in use. `page_stamps` gives what must stay the same: `make_pack` keeps it with the arrays, and who
-reads them compares it, having a snapshot. Writers do nothing for it, and nobody waits.
+before anybody can see the change. Only VACUUM sets it again, and then the page of the map gets a later LSN (its place
+in the log). So while all bits are set and no page of the map has another LSN, no row came and none went, and the rows
+are those of every snapshot in use. `page_stamps` gives what must stay the same: `make_pack` keeps it with the arrays,
+and who reads them compares it, having a snapshot. Writers do nothing for it, and nobody waits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PACK_ROWS", "condition_digest", "decoded", "encoded", "make_pack", "page_stamps"]
+__all__ = ["PACK_ROWS", "condition_digest", "decoded", "encoded", "hidden_pages", "make_pack", "page_stamps"]
 
 Int64 = npt.NDArray[np.int64]
 
@@ -117,7 +117,7 @@ def _page_stamp(database: Database, table: Mapping[str, Any]) -> bytes | None:
     try:
         for number, page in enumerate(_raw_pages(database, table["name"], "vm", range(map_pages))):
             lsn, first = page[:8], number * of_map_page
-            unseen += _not_visible(page, first, min(of_map_page, pages - first))
+            unseen += hidden_pages(page, first, min(of_map_page, pages - first))
             if len(unseen) > _MAX_UNUSED or not any(lsn):  # a map without LSN is not in the log, and has no other later
                 return None
             stamp.append(lsn)
@@ -130,7 +130,7 @@ def _page_stamp(database: Database, table: Mapping[str, Any]) -> bytes | None:
     return b"".join(stamp)
 
 
-def _not_visible(page: bytes, first: int, count: int) -> list[int]:
+def hidden_pages(page: bytes, first: int, count: int) -> list[int]:
     """The pages of a table whose bit is not set in a page of its map, which begins with page `first`."""
     bits = np.frombuffer(page, np.uint8, -(-count // 4), _PAGE_HEADER)
     if count % 4 == 0 and (bits & _BITS_VISIBLE == _BITS_VISIBLE).all():

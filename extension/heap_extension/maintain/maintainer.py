@@ -188,8 +188,8 @@ class Maintainer:
         return pack_work(rows, self._settled(rows, at_once=at_once))
 
     def _settled(self, rows: list[PackRow], *, at_once: bool) -> set[Placement]:
-        """Where partitions wait for a VACUUM and have not changed for a while, or at once. One that does not help, since
-        somebody may still see what was deleted, is not tried again soon."""
+        """Where partitions wait for a VACUUM and have not changed for a while, or at once. One that does not help, as
+        while somebody may still see what was deleted, is not tried again soon."""
         before, self._quiet = self._quiet, {}
         settled: set[Placement] = set()
         now = time.monotonic()

@@ -27,6 +27,28 @@ END
 $$;
 COMMENT ON FUNCTION heap._create_packs(text) IS 'Makes the table packs of an app';
 
+CREATE OR REPLACE FUNCTION heap._places(app text, user_ids bigint[])
+RETURNS bigint[]
+LANGUAGE plpgsql
+STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    found bigint[];
+BEGIN
+    EXECUTE format('SELECT array_agg(place) FROM %I.shards', app) INTO found;
+    IF cardinality(found) > 1 THEN
+        EXECUTE $query$
+            SELECT array_agg(DISTINCT p.place) FROM unnest($2) AS p (place)
+            INNER JOIN unnest($3) AS u (user_id)
+                ON get_shard_id_for_distribution_column($1, u.user_id) = get_shard_id_for_distribution_column($1, p.place)
+        $query$ INTO found USING format('%I.shards', app)::regclass, found, user_ids;
+    END IF;
+    RETURN found;
+END
+$$;
+COMMENT ON FUNCTION heap._places(text, bigint[]) IS 'The numbers in <app>.shards of the shards that users are in';
+
 -- Of the contrib module pageinspect only this function is needed, whatever schema its extension may be in.
 CREATE OR REPLACE FUNCTION heap._raw_page(relation text, fork text, page bigint)
 RETURNS bytea
