@@ -15,17 +15,16 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-__all__ = ["PACK_ROWS", "condition_digest", "decoded", "encoded", "hidden_pages", "make_pack", "page_stamps"]
+from heap_extension.kernels.events import Events, Int64, nothing
 
-Int64 = npt.NDArray[np.int64]
+__all__ = ["PACK_ROWS", "Packs", "condition_digest", "decoded", "encoded", "hidden_pages", "make_pack", "page_stamps"]
 
 PACK_ROWS = 262_144
 """Events in one part of a pack, a row of `<app>.packs`, at most."""
@@ -40,6 +39,8 @@ _PAGE_HEADER = 24
 
 _MAX_UNUSED = 1_024
 """Pages that a table was extended by and that were never used are looked at one by one, so many at most."""
+
+Run = Callable[[str, Sequence[str], Sequence[Any]], Iterable[Mapping[str, Any]]]
 
 _system: list[bytes] = []
 """The identifier of this server's data, once it was asked for."""
@@ -222,6 +223,82 @@ def make_pack(database: Database, app: str, relation: str, packs: str, place: in
         return events
     _run(database, drop, ["text", "text"], *key)
     return None
+
+
+# PostgreSQL must see which events a serializable transaction reads.
+_MAY_BE_READ = """
+SELECT pg_catalog.to_regclass($1) IS NOT NULL
+    AND pg_catalog.current_setting('transaction_isolation') <> 'serializable' AS may_be_read
+"""
+
+
+class Packs:
+    """The packs beside a shard, in one call of a kernel, and so with one snapshot.
+
+    Args:
+        run: runs a query, of which it keeps the plan, with types and values of its parameters.
+        table: the name of the table of packs, as SQL.
+    """
+
+    def __init__(self, run: Run, table: str) -> None:
+        self._run = run
+        self._table = table
+        self._stamps: dict[str, bytes | None] = {}
+        self._may_be_read: bool | None = None
+
+    def usable(self, condition: str, tables: Iterable[str]) -> dict[str, int]:
+        """For each of the tables that did not change since its pack was made, how many events match the condition.
+
+        Args:
+            condition: SQL, as it is in the catalog for an index.
+            tables: names of partitions, as SQL.
+        """
+        if self._may_be_read is None:
+            (row,) = self._run(_MAY_BE_READ, ["text"], [self._table])
+            self._may_be_read = bool(row["may_be_read"])
+        if not self._may_be_read:
+            return {}
+        names = {_relation(table): table for table in tables}
+        query = f"SELECT relation, stamp, events FROM {self._table} WHERE condition = $1 AND relation = ANY ($2)"
+        parts = list(self._run(query, ["text", "text[]"], [condition_digest(condition), list(names)]))
+        self._find_stamps({names[part["relation"]] for part in parts} - self._stamps.keys())
+        events: dict[str, int] = {}
+        for part in parts:
+            table = names[part["relation"]]
+            if part["stamp"] == self._stamps[table]:
+                events[table] = events.get(table, 0) + part["events"]
+        return events
+
+    def _find_stamps(self, tables: Iterable[str]) -> None:
+        asked = sorted(tables)
+        if asked:
+            (row,) = self._run("SELECT heap._page_stamps($1) AS stamps", ["text[]"], [asked])
+            self._stamps.update(zip(asked, row["stamps"], strict=True))
+
+    def events(self, condition: str, table: str, first_user: int, last_user: int) -> Events:
+        """What a usable pack has of these users."""
+        key = [condition_digest(condition), _relation(table), first_user, last_user]
+
+        def read(columns: str) -> list[Mapping[str, Any]]:
+            query = (
+                f"SELECT {columns} FROM {self._table} WHERE condition = $1 AND relation = $2"
+                " AND last_user >= $3 AND first_user <= $4 ORDER BY part"
+            )
+            return list(self._run(query, ["text", "text", "int8", "int8"], key))
+
+        parts = read("users, counts, times")
+        if not parts:
+            return nothing()
+        users = np.concatenate([np.repeat(decoded(part["users"]), decoded(part["counts"])) for part in parts])
+        times = np.concatenate([decoded(part["times"]) for part in parts])
+        found = Events(users, times, lambda: np.concatenate([decoded(part["event_ids"]) for part in read("event_ids")]))
+        begin, end = users.searchsorted(first_user, side="left"), users.searchsorted(last_user, side="right")
+        return found if begin == 0 and end == len(users) else found.between(int(begin), int(end))
+
+
+def _relation(table: str) -> str:
+    """The table's name without its schema; what partitions are called needs no quotes."""
+    return table.rsplit(".", 1)[-1]
 
 
 def _big_endian(data: bytes) -> Int64:
