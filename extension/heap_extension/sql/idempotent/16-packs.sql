@@ -64,10 +64,7 @@ STRICT
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $python$
-if "kernels" not in GD:
-    import sys
-    sys.path.insert(0, "@python_path@")
-    GD["kernels"] = "@version@"
+@load_kernels@
 from heap_extension.kernels.packs import page_stamps
 return page_stamps(plpy, tables)
 $python$;
@@ -84,10 +81,7 @@ SET standard_conforming_strings = on
 SET max_parallel_workers_per_gather = 0
 SET jit = off
 AS $python$
-if "kernels" not in GD:
-    import sys
-    sys.path.insert(0, "@python_path@")
-    GD["kernels"] = "@version@"
+@load_kernels@
 from heap_extension.kernels.packs import make_pack
 return make_pack(plpy, app, relation, packs, place, predicate)
 $python$;
