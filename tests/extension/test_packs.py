@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
 
+from heap_extension.kernels.packs import decoded
 from heap_extension.maintain import Maintainer
 from tests import oracle
 
 _APP = "packed"
-_WINDOW = timedelta(days=20)
+_WINDOW = timedelta(days=25)
 _START, _END = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 3, 1, tzinfo=UTC)
-_FUNNEL = 'funnel "A" -> "B" -> "C" within 20 days from \'2026-01-01\' to \'2026-02-28\''
+_FUNNEL = 'funnel "A" -> "B" -> "C" within 25 days from \'2026-01-01\' to \'2026-02-28\''
 _STEPS = {"A": "/a", "B": "/b", "C": "/c"}
 _TIMES = [datetime(2026, 1, day, tzinfo=UTC) for day in (1, 10, 30)] + [
     datetime(2026, 1, 31, 23, 59, 59, 999_999, tzinfo=UTC),
@@ -127,7 +128,8 @@ def test_packs_are_read_and_not_once_anything_changed(asked: psycopg.Connection[
     _empty_packs(asked)
     assert _users(asked) == [0, 0, 0], "it is the packs that are read"
     with asked.transaction(force_rollback=True):
-        asked.execute("SELECT FROM packed.events FOR UPDATE")
+        for user in range(1, 41):
+            asked.execute("SELECT FROM packed.events WHERE user_id = %s FOR UPDATE", (user,))
         assert _users(asked) == [0, 0, 0], "a lock changes no row"
     for user in range(1, 41):  # on every shard and in both months, whether it is committed or not
         with asked.transaction(force_rollback=True):
@@ -136,36 +138,26 @@ def test_packs_are_read_and_not_once_anything_changed(asked: psycopg.Connection[
     assert _states(asked) == {"stale"}
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        "UPDATE packed.events SET path = path",
-        "DELETE FROM packed.events WHERE event_id < 0 OR path = '/c' AND user_id = 7",
-        "TRUNCATE packed.events",
-        "ALTER TABLE packed.events ADD COLUMN more text DEFAULT 'new'",
-    ],
-)
-def test_no_change_is_overlooked_after_a_vacuum(packed: str, asked: psycopg.Connection[Any], change: str) -> None:
-    """VACUUM sets the bits of changed pages again. What became of the events, SQL says, which reads no pack."""
+def test_no_change_is_overlooked_after_a_vacuum(packed: str, asked: psycopg.Connection[Any]) -> None:
+    """VACUUM sets the bits of changed pages again. What is left of the events, SQL says, which reads no pack."""
     try:
-        asked.execute(change.encode())
-        asked.execute("VACUUM (FREEZE) packed.events")
-        asked.execute("SET heap.strategy = 'merge'")
-        expected = _users(asked)
-        asked.execute("SET heap.strategy = 'vector'")
-        _empty_where_valid(asked, change)
-        assert _users(asked) == expected
-        assert Maintainer(packed).run_once()
-        assert _states(asked) <= {"valid"}
-        assert _users(asked) == expected
+        for change in (
+            "UPDATE packed.events SET path = path",
+            "ALTER TABLE packed.events ADD COLUMN more text DEFAULT 'new'",
+            "TRUNCATE packed.events",
+        ):
+            asked.execute(change.encode())
+            asked.execute("VACUUM (FREEZE) packed.events")
+            _empty_packs(asked)
+            with asked.transaction():
+                asked.execute("SET LOCAL heap.strategy = 'merge'")
+                expected = _users(asked)
+            assert _users(asked) == expected, change
+            assert Maintainer(packed).run_once()
+            assert _states(asked) <= {"valid"}
+            assert _users(asked) == expected, change
     finally:
         asked.execute("ALTER TABLE packed.events DROP COLUMN IF EXISTS more")
-
-
-def _empty_where_valid(connection: psycopg.Connection[Any], change: str) -> None:
-    """Makes wrong what a deletion of one user's event left valid, too: its other month, and other shards."""
-    if not change.startswith("DELETE"):
-        _empty_packs(connection)
 
 
 _paths = st.sampled_from(["/a", "/b", "/c", "/d"])
@@ -183,11 +175,11 @@ _steps = st.lists(
         st.tuples(st.just("pack"), st.none()),
     ),
     min_size=3,
-    max_size=10,
+    max_size=8,
 )
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(steps=_steps)
 def test_answers_are_those_of_the_events_there_are(packed: str, steps: list[tuple[str, Any]]) -> None:
     rows: dict[tuple[int, datetime, int], str] = {}
@@ -253,25 +245,23 @@ def test_a_snapshot_older_than_a_pack(packed: str, asked: psycopg.Connection[Any
         with reader.transaction():
             assert _users(reader) == [40, 40, 40]
             asked.execute("DELETE FROM packed.events WHERE path = '/c'")
-            assert Maintainer(packed).run_once()
+            Maintainer(packed).run_once(patience=0.5)  # no VACUUM can do all there is to do
             assert _users(asked) == [40, 40, 0]
-            # With Citus each statement has the snapshots of its own time on the workers.
-            assert _users(reader) == [40, 40, 0 if _on_citus(reader) else 40]
+            assert _users(reader) == [40, 40, 40]
         assert Maintainer(packed).run_once()
         assert _states(asked) == {"valid"}
         assert _users(asked) == [40, 40, 0]
 
 
 def test_serializable_transactions_read_events(asked: psycopg.Connection[Any]) -> None:
-    """With Citus those on the workers never are serializable."""
     _empty_packs(asked)
     asked.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
     with asked.transaction():
-        assert _users(asked) == [0 if _on_citus(asked) else 40] * 3
+        assert _users(asked) == [40, 40, 40]
 
 
-def test_packs_have_events_in_many_parts(packed: str, asked: psycopg.Connection[Any], monkeypatch: Any) -> None:
-    """The parts are those of a pack of few rows: one ends within a user."""
+def test_packs_have_events_in_many_parts(packed: str, asked: psycopg.Connection[Any]) -> None:
+    """The first ends amid the events of a user."""
     asked.execute("INSERT INTO packed.events (user_id, time, event_id, type, path) SELECT 7, '2026-01-10'::timestamptz"
                   " + make_interval(secs => n), n, 'pageview', '/a' FROM generate_series(1, 300000) AS n")  # fmt: skip
     asked.execute(
@@ -285,16 +275,14 @@ def test_packs_have_events_in_many_parts(packed: str, asked: psycopg.Connection[
 
 def test_erasing_a_person_leaves_no_pack_with_them(asked: psycopg.Connection[Any]) -> None:
     users = "SELECT users FROM packed.packs WHERE first_user <= 7 AND last_user >= 7"
-    one = encoded_users(asked, users)
+    one = _packed_users(asked, users)
     assert 7 in one
     asked.execute("SELECT heap.delete_user(7)")
-    assert 7 not in encoded_users(asked, users)
+    assert 7 not in _packed_users(asked, users)
     assert _users(asked) == [39, 39, 39]
 
 
-def encoded_users(connection: psycopg.Connection[Any], query: str) -> set[int]:
-    from heap_extension.kernels.packs import decoded
-
+def _packed_users(connection: psycopg.Connection[Any], query: str) -> set[int]:
     return {int(user) for (users,) in connection.execute(query.encode()).fetchall() for user in decoded(users)}
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heap_extension.kernels.packs import decoded, encoded, hidden_pages
+from heap_extension.kernels.packs import decoded, encoded
+from heap_extension.kernels.page_stamps import hidden_pages
 
 _SPREAD = st.sampled_from([1, 255, 256, 2**16, 2**32 - 1, 2**32, 2**63 - 1])
 _UNITS = st.sampled_from([1, 2, 1_000, 1_000_000, 2**40])

@@ -3,57 +3,32 @@
 An event costs some 250 ns to read from an index, 5 from an array. A pack has the user, time and id of every event that
 matches, in the order of the index, in rows of `<app>.packs` beside the events.
 
-It is right as long as no page of its partition changed, and PostgreSQL knows that: the visibility map has a bit for
-every page on which all rows are visible to everybody. Whoever inserts, deletes or updates a row there clears the bit
-before anybody can see the change. Only VACUUM sets it again, and then the page of the map gets a later LSN (its place
-in the log). So while all bits are set and no page of the map has another LSN, no row came and none went, and the rows
-are those of every snapshot in use. `page_stamps` gives what must stay the same: `make_pack` keeps it with the arrays,
-and who reads them compares it, having a snapshot. Writers do nothing for it, and nobody waits.
+It is right as long as no row of its partition came or went, which `page_stamps` tells: `make_pack` keeps the stamp with
+the arrays, and who reads them compares it, having a snapshot. Writers do nothing for it, and nobody waits.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import count
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from heap_extension.kernels.events import Events, Int64, nothing
+from heap_extension.kernels.page_stamps import Database, page_stamps
 
-__all__ = ["PACK_ROWS", "Packs", "condition_digest", "decoded", "encoded", "hidden_pages", "make_pack", "page_stamps"]
+__all__ = ["PACK_ROWS", "Packs", "condition_digest", "decoded", "encoded", "make_pack"]
 
 PACK_ROWS = 262_144
 """Events in one part of a pack, a row of `<app>.packs`, at most."""
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _HEADER = struct.Struct("<QQQ")
-_BITS_VISIBLE = 0b01010101
-"""Of the two bits that a page has in the visibility map, the first; a byte is of four pages."""
-
-_PAGE_HEADER = 24
-"""Bytes of a page before its contents: first its LSN, in 8 bytes; 14 and 15 are `pd_upper`, 0 on a page never used."""
-
-_MAX_UNUSED = 1_024
-"""Pages that a table was extended by and that were never used are looked at one by one, so many at most."""
-
 Run = Callable[[str, Sequence[str], Sequence[Any]], Iterable[Mapping[str, Any]]]
-
-_system: list[bytes] = []
-"""The identifier of this server's data, once it was asked for."""
-
-
-class Database(Protocol):
-    """The part of `plpy` that is used."""
-
-    def execute(self, query: Any, arguments: Any = ..., /) -> Iterable[Mapping[str, Any]]: ...
-
-    def prepare(self, query: str, types: list[str], /) -> Any: ...
-
-    def quote_ident(self, text: str, /) -> str: ...
 
 
 def encoded(values: Int64) -> bytes:
@@ -80,78 +55,6 @@ def decoded(data: bytes) -> Int64:
         values *= np.uint64(unit).astype(np.int64)
     values += np.uint64(base).astype(np.int64)
     return values
-
-
-_TABLES = """
-SELECT
-    t.name, pg_relation_filenode(t.oid) AS file, current_setting('block_size')::int AS block,
-    pg_relation_size(t.oid, 'main') AS bytes, pg_relation_size(t.oid, 'vm') AS map_bytes,
-    (SELECT max(a.attnum) FROM pg_attribute AS a WHERE a.attrelid = t.oid) AS columns
-FROM unnest($1) WITH ORDINALITY AS asked (name, at)
-CROSS JOIN LATERAL (SELECT asked.name, to_regclass(asked.name)::oid AS oid) AS t
-WHERE has_table_privilege(session_user, t.oid, 'SELECT')
-"""
-
-
-def page_stamps(database: Database, tables: Sequence[str]) -> list[bytes | None]:
-    """For each table what is the same only as long as no row came or went and every row is visible to everybody; None
-    while some may not be, and for one without rows or that the session's user may not read.
-
-    A stamp is made of what tells the table's pages from any other (identifier of the server's data, file, number of
-    columns there ever were) and the LSN of each page of its visibility map. Locking a row does not change it.
-
-    Args:
-        tables: names, as SQL.
-    """
-    stamps = {table["name"]: _page_stamp(database, table) for table in _rows(database, _TABLES, ["text[]"], [*tables])}
-    return [stamps.get(name) for name in tables]
-
-
-def _page_stamp(database: Database, table: Mapping[str, Any]) -> bytes | None:
-    pages = -(-table["bytes"] // table["block"])
-    of_map_page = 4 * (table["block"] - _PAGE_HEADER)
-    map_pages = -(-pages // of_map_page)
-    if not pages or table["map_bytes"] < map_pages * table["block"]:
-        return None
-    stamp = [_system_identifier(database), struct.pack("<QQ", table["file"], table["columns"])]
-    unseen: list[int] = []
-    try:
-        for number, page in enumerate(_raw_pages(database, table["name"], "vm", range(map_pages))):
-            lsn, first = page[:8], number * of_map_page
-            unseen += hidden_pages(page, first, min(of_map_page, pages - first))
-            if len(unseen) > _MAX_UNUSED or not any(lsn):  # a map without LSN is not in the log, and has no other later
-                return None
-            stamp.append(lsn)
-        if any(any(page[14:16]) for page in _raw_pages(database, table["name"], "main", unseen)):
-            return None
-    except Exception as error:  # plpy.SPIError exists inside PostgreSQL only
-        if getattr(error, "sqlstate", None) == "22023":  # VACUUM gave pages back meanwhile
-            return None
-        raise
-    return b"".join(stamp)
-
-
-def hidden_pages(page: bytes, first: int, count: int) -> list[int]:
-    """The pages of a table whose bit is not set in a page of its map, which begins with page `first`."""
-    bits = np.frombuffer(page, np.uint8, -(-count // 4), _PAGE_HEADER)
-    if count % 4 == 0 and (bits & _BITS_VISIBLE == _BITS_VISIBLE).all():
-        return []
-    visible = (bits[:, None] >> np.array([0, 2, 4, 6], np.uint8)) & 1
-    return [first + int(at) for at in np.flatnonzero(visible.ravel()[:count] == 0)]
-
-
-def _raw_pages(database: Database, table: str, fork: str, pages: Iterable[int]) -> Iterator[bytes]:
-    for number in pages:
-        query = "SELECT heap._raw_page($1, $2, $3) AS page"
-        (row,) = _rows(database, query, ["text", "text", "int8"], table, fork, number)
-        yield row["page"]
-
-
-def _system_identifier(database: Database) -> bytes:
-    if not _system:
-        (row,) = _rows(database, "SELECT system_identifier FROM pg_control_system()", [])
-        _system.append(struct.pack("<q", row["system_identifier"]))
-    return _system[0]
 
 
 def condition_digest(predicate: str) -> str:
@@ -303,16 +206,6 @@ def _relation(table: str) -> str:
 
 def _big_endian(data: bytes) -> Int64:
     return np.frombuffer(data, ">i8").astype(np.int64)
-
-
-_plans: dict[str, Any] = {}
-
-
-def _rows(database: Database, query: str, types: list[str], *arguments: Any) -> list[Mapping[str, Any]]:
-    """Runs a query whose plan is kept for the session."""
-    if query not in _plans:
-        _plans[query] = database.prepare(query, types)
-    return list(database.execute(_plans[query], list(arguments)))
 
 
 def _run(database: Database, query: str, types: list[str], *arguments: Any) -> list[Mapping[str, Any]]:

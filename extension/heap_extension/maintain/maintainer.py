@@ -100,6 +100,8 @@ class Maintainer:
         self._sweep_at = 0.0
         self._packs_at = 0.0
         self._quiet: dict[Placement, _Quiet] = {}
+        self._vacuumed: set[Work] = set()
+        """What was vacuumed: once more is no step forward, but a sign that somebody still sees what was deleted."""
         self._stop = threading.Event()
         self._moved = time.monotonic()
         """When work was last done, here or by another."""
@@ -138,6 +140,7 @@ class Maintainer:
         """
         with connect_node(self.dsn, None) as leader:
             self._moved = time.monotonic()
+            self._vacuumed.clear()
             while not self._leads(leader):
                 if self._stands_still(patience):
                     raise TimeoutError("another heap maintain is at work on this database")
@@ -368,8 +371,11 @@ class Maintainer:
             if connection.closed:
                 raise
             return
-        self._moved = time.monotonic()
-        self.report(f"{what} on {where}: {self._moved - started:.2f} s")
+        if piece not in self._vacuumed:
+            self._moved = time.monotonic()
+        if piece.kind is Kind.vacuum:
+            self._vacuumed.add(piece)
+        self.report(f"{what} on {where}: {time.monotonic() - started:.2f} s")
 
     def _is_wanted(self, coordinator: psycopg.Connection[Any], piece: Work) -> bool:
         """Whether an orphan has become a definition's since the pass began."""

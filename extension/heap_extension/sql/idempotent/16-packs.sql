@@ -1,5 +1,5 @@
--- Packs: events of cold partitions as arrays, which kernels read instead of indexes. heap_extension.kernels.packs says why
--- they are never stale.
+-- Packs: events of cold partitions as arrays, which kernels read instead of indexes. heap_extension.kernels.page_stamps
+-- says why they are never stale.
 
 CREATE OR REPLACE FUNCTION heap._create_packs(packs text)
 RETURNS void
@@ -65,7 +65,7 @@ SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $python$
 @load_kernels@
-from heap_extension.kernels.packs import page_stamps
+from heap_extension.kernels.page_stamps import page_stamps
 return page_stamps(plpy, tables)
 $python$;
 COMMENT ON FUNCTION heap._page_stamps(text[]) IS

@@ -93,6 +93,7 @@ BEGIN
             ) ON TRUE
             LEFT JOIN places AS p
                 ON p.node IS NOT DISTINCT FROM n.node AND p.packs = k.packs AND p.relation = k.relation
+            WHERE (n.node IS NULL) = (k.packs = 'packs')  -- here, too, there may be shards, which are a node's
         ),
         wanted AS MATERIALIZED (
             SELECT
