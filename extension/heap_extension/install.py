@@ -89,7 +89,7 @@ def install(postgres: Postgres, version: str = VERSION, sql: Path = _SQL) -> lis
     if not postgres.has_extension("plpython3u"):
         raise InstallError(f"PL/Python is missing: apt-get install postgresql-plpython3-{postgres.version}")
     if not postgres.has_extension("pageinspect"):
-        raise InstallError("the contrib module pageinspect is missing: it comes with PostgreSQL's package of contrib modules")
+        raise InstallError("pageinspect is missing: it comes with the package of PostgreSQL's contrib modules")
     for directory in (postgres.extensions, postgres.lib):
         if not os.access(directory, os.W_OK):
             raise InstallError(f"{directory} is not writable: run `heap install` once as root")

@@ -91,9 +91,9 @@ BEGIN
             INNER JOIN LATERAL json_to_recordset(n.answer -> 'packs') AS k (
                 packs text, relation text, condition text, stamp text, events bigint, bytes bigint
             ) ON TRUE
+            INNER JOIN (SELECT DISTINCT node, packs FROM places) AS t ON t.node IS NOT DISTINCT FROM n.node AND t.packs = k.packs
             LEFT JOIN places AS p
                 ON p.node IS NOT DISTINCT FROM n.node AND p.packs = k.packs AND p.relation = k.relation
-            WHERE (n.node IS NULL) = (k.packs = 'packs')  -- here, too, there may be shards, which are a node's
         ),
         wanted AS MATERIALIZED (
             SELECT
