@@ -55,6 +55,7 @@ class Definition:
     index_suffix: str | None
     uses: tuple[str, ...]
     dormant: bool = False
+    gates_patterns: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +190,10 @@ _matching_events: dict[tuple[str, str | None], _Entries] = {}
 """Per app and index suffix."""
 
 
+_definitions: dict[str, tuple[int, dict[str, Definition]]] = {}
+"""Those of each app as last read, with the version of the app they belong to."""
+
+
 class DatabaseCatalog:
     """`heap_compiler.Catalog` for one app, from the tables."""
 
@@ -204,18 +209,21 @@ class DatabaseCatalog:
 
     @cached_property
     def definitions(self) -> dict[str, Definition]:
-        """All definitions of the app by name."""
+        """All definitions of the app by name, kept for the session until one of them changes."""
+        version, kept = _definitions.get(self.app.name, (None, {}))
+        if version != self.app.version:
+            kept = self._read_definitions()
+            _definitions[self.app.name] = self.app.version, kept
+        return kept
+
+    def _read_definitions(self) -> dict[str, Definition]:
         found = rows(
             self.database,
-            "SELECT name, definition, index_suffix, uses, dormant FROM heap.event_definition WHERE app = $1",
+            "SELECT name, definition, index_suffix, uses, dormant, gates_patterns FROM heap.event_definition"
+            " WHERE app = $1",
             app=self.app.name,
         )
-        return {
-            row["name"]: Definition(
-                row["name"], row["definition"], row["index_suffix"], tuple(row["uses"]), row["dormant"]
-            )
-            for row in found
-        }
+        return {row["name"]: Definition(**{**row, "uses": tuple(row["uses"])}) for row in found}
 
     def definition(self, name: str) -> str | None:
         found = self.definitions.get(name)
@@ -223,6 +231,9 @@ class DatabaseCatalog:
             return None
         self.named.add(name)
         return found.definition
+
+    def gates_patterns(self, name: str) -> bool:
+        return self.definitions[name].gates_patterns
 
     def event_names(self) -> Iterable[str]:
         return self.definitions
@@ -255,6 +266,10 @@ class DatabaseCatalog:
         merged = tuple(int(row["user_id"]) for row in found)
         into = {int(row["merged_into"]) for row in found}
         return MergingUsers(int(found[0]["batch"]), merged, tuple(sorted(into)), bool(found[0]["is_moved"]))
+
+    @cached_property
+    def is_distributed(self) -> bool:
+        return is_distributed(self.database, self.app.name)
 
     @property
     def shards(self) -> int:

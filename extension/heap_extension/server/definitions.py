@@ -49,11 +49,11 @@ def _record(app: str, event: CompiledDefinition, suffix: str | None) -> str:
     values = [app, event.name, event.definition, event.predicate, suffix]
     written = ", ".join("NULL" if value is None else literal(value) for value in values)
     return (
-        "INSERT INTO heap.event_definition (app, name, definition, predicate, index_suffix, uses)"
-        f" VALUES ({written}, {literal_array(event.uses)})"
+        "INSERT INTO heap.event_definition (app, name, definition, predicate, index_suffix, uses, gates_patterns)"
+        f" VALUES ({written}, {literal_array(event.uses)}, true)"
         " ON CONFLICT (app, name) DO UPDATE SET definition = excluded.definition, predicate = excluded.predicate,"
-        " index_suffix = excluded.index_suffix, uses = excluded.uses, changed_at = now(), dormant = false,"
-        " last_used = now()"
+        " index_suffix = excluded.index_suffix, uses = excluded.uses, gates_patterns = excluded.gates_patterns,"
+        " changed_at = now(), dormant = false, last_used = now()"
     )
 
 
