@@ -56,6 +56,7 @@ class Definition:
     uses: tuple[str, ...]
     dormant: bool = False
     gates_patterns: bool = True
+    covering: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,11 +220,14 @@ class DatabaseCatalog:
     def _read_definitions(self) -> dict[str, Definition]:
         found = rows(
             self.database,
-            "SELECT name, definition, index_suffix, uses, dormant, gates_patterns FROM heap.event_definition"
+            "SELECT name, definition, index_suffix, uses, dormant, gates_patterns, covering FROM heap.event_definition"
             " WHERE app = $1",
             app=self.app.name,
         )
-        return {row["name"]: Definition(**{**row, "uses": tuple(row["uses"])}) for row in found}
+        return {
+            row["name"]: Definition(**{**row, "uses": tuple(row["uses"]), "covering": tuple(row["covering"])})
+            for row in found
+        }
 
     def definition(self, name: str) -> str | None:
         found = self.definitions.get(name)
