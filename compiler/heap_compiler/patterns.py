@@ -14,7 +14,7 @@ __all__ = ["required_texts"]
 _SHORTEST = 3
 """Shorter texts are in nearly everything, such as what separates elements of a hierarchy."""
 _FREQUENT = (":nth-child(", "@", "|@")
-"""How texts begin that are in many hierarchies, tags and positions of elements: of use only where there are no names."""
+"""How tags and positions of elements begin, which are in many hierarchies: of use only where there are no names."""
 _MOST_CLAUSES = 3
 _MOST_CHOICES = 8
 _DEEPEST = 50

@@ -186,9 +186,11 @@ class _Entries(NamedTuple):
 
 
 _ASKED_AGAIN = 300.0
+_UNKNOWN_KEPT = 1.0
+"""Seconds. Asking looks at every index of an app, too long for each step of each statement."""
 _NEVER = _Entries(0.0, None)
 _matching_events: dict[tuple[str, str | None], _Entries] = {}
-"""Per app and index suffix."""
+"""Per app and index suffix; what is not counted is asked again after `_UNKNOWN_KEPT`."""
 
 
 _definitions: dict[str, tuple[int, dict[str, Definition]]] = {}
@@ -297,13 +299,18 @@ class DatabaseCatalog:
         if missing:
             found = rows(
                 self.database,
-                "SELECT index_suffix, entries FROM heap._matching_events($1, pg_catalog.string_to_array($2, ','))"
-                " WHERE entries IS NOT NULL",
+                "SELECT index_suffix, entries FROM heap._matching_events($1, pg_catalog.string_to_array($2, ','))",
                 app=self.app.name,
                 suffixes=",".join(sorted(map(str, missing))),
             )
-            for row in found:
-                _matching_events[self.app.name, row["index_suffix"]] = _Entries(now + _ASKED_AGAIN, int(row["entries"]))
+            counted = {row["index_suffix"]: row["entries"] for row in found}
+            for suffix in missing:
+                key, entries = (self.app.name, suffix), counted.get(suffix)
+                _matching_events[key] = (
+                    _Entries(now + _UNKNOWN_KEPT, _matching_events.get(key, _NEVER).number)
+                    if entries is None
+                    else _Entries(now + _ASKED_AGAIN, int(entries))
+                )
         return _matching_events.get((self.app.name, self.definitions[name].index_suffix), _NEVER).number
 
     def regex_error(self, pattern: str) -> str | None:
