@@ -18,7 +18,7 @@ def gate_patterns(conditions: tuple[exp.Expr, ...]) -> tuple[exp.Expr, ...]:
     """The conditions with their gates, which change no answer: where the expression is null the gate is, too.
 
     >>> [c.sql() for c in gate_patterns((exp.RegexpLike(this=exp.column("path"), expression=text("^/a/blog$")),))]
-    ["strpos(path, '/a/blog') <> 0", "REGEXP_LIKE(path, '^/a/blog$')"]
+    ["STRPOS(path, '/a/blog') <> 0", "REGEXP_LIKE(path, '^/a/blog$')"]
     """
     return tuple(part for condition in conditions for part in _gated(condition))
 
