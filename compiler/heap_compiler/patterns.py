@@ -176,7 +176,7 @@ class _Reader:
         if bound is not None:
             least = int(bound[1])
             self.at = bound.end()
-        elif self._next() in {"*", "+", "?"} and self._next():
+        elif self._next() in {"*", "+", "?"}:
             least = int(self._next() == "+")
             self.at += 1
         else:
