@@ -51,6 +51,11 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that start and kill servers come first: their files take longest, and would else be left for the end."""
+    items.sort(key=lambda item: {"big_cluster", "broker"}.isdisjoint(getattr(item, "fixturenames", ())))
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     base: Path = session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
     session.config.stash[_RUN] = base.parent if hasattr(session.config, "workerinput") else base
