@@ -27,6 +27,7 @@ def open_duckdb(path: str) -> Run:
     connection.execute(f"SET threads = {os.cpu_count()}")
     connection.execute(f"SET memory_limit = '{_MEMORY}'")
     connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET enable_progress_bar = false")
 
     def run(sql: str) -> list[tuple[Any, ...]]:
         return connection.execute(sql).fetchall()

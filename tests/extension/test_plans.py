@@ -76,6 +76,15 @@ def test_steps_stay_index_only_when_the_funnel_is_grouped(shop: psycopg.Connecti
         assert {scan["Node Type"] for scan in _scans(nodes, f"step_{step}")} == {"Index Only Scan"}
 
 
+def test_a_trend_grouped_by_a_covered_column_reads_only_the_index(shop: psycopg.Connection[Any]) -> None:
+    statement = 'trend count of "Purchase" by day over last 30 days group by country'
+    assert {scan["Node Type"] for scan in _scans(_plan(shop, statement), "series_1_events")} != {"Index Only Scan"}
+    with shop.transaction(force_rollback=True):
+        shop.execute("SELECT heap.cover_event('Purchase', 'country')")
+        scans = _scans(_plan(shop, statement), "series_1_events")
+    assert {scan["Node Type"] for scan in scans} == {"Index Only Scan"}
+
+
 def test_partitions_outside_the_range_are_not_read(shop: psycopg.Connection[Any]) -> None:
     relations = {node.get("Relation Name", "") for node in _plan(shop, _FUNNEL)}
     assert not [name for name in relations if name.startswith(("events_2026_04", "events_2026_12"))]

@@ -55,6 +55,7 @@ class Definition:
     index_suffix: str | None
     uses: tuple[str, ...]
     dormant: bool = False
+    covering: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,12 +208,17 @@ class DatabaseCatalog:
         """All definitions of the app by name."""
         found = rows(
             self.database,
-            "SELECT name, definition, index_suffix, uses, dormant FROM heap.event_definition WHERE app = $1",
+            "SELECT name, definition, index_suffix, uses, dormant, covering FROM heap.event_definition WHERE app = $1",
             app=self.app.name,
         )
         return {
             row["name"]: Definition(
-                row["name"], row["definition"], row["index_suffix"], tuple(row["uses"]), row["dormant"]
+                row["name"],
+                row["definition"],
+                row["index_suffix"],
+                tuple(row["uses"]),
+                row["dormant"],
+                tuple(row["covering"]),
             )
             for row in found
         }
