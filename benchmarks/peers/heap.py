@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 
 from benchmarks.data import MONTHS, Dataset
 from benchmarks.peers.peer import Asked, TookTooLongError
-from benchmarks.work import EVENTS, NOW, Funnel, Paths, Question, Retention, Row, Trend
+from benchmarks.work import EVENTS, GROUPED, NOW, Funnel, Paths, Question, Retention, Row, Trend
 from heap_extension.citus_cluster import CitusCluster
 from heap_extension.cluster import Cluster
 from heap_extension.install import VERSION, extension_scripts
+from heap_extension.maintain import Maintainer
 from heap_extension.nodes import create_extension
 from heap_extension.postgres import find_postgres
 
@@ -127,8 +128,14 @@ class Heap:
             for tier in self.tiers:
                 for event in EVENTS[tier]:
                     connection.execute("SELECT heap.define_event(%s, %s)", (event.name, event.definition))
+            for event, column in GROUPED.items():
+                if event in {event.name for tier in self.tiers for event in EVENTS[tier]}:
+                    connection.execute("SELECT heap.cover_event(%s, %s)", (event, column))
             for table in ("users", *(f"events_{month.replace('-', '_')}" for month in MONTHS)):
                 connection.execute(f"VACUUM (ANALYZE, FREEZE) {app}.{table}")
+            # As where `heap maintain` runs: it packs the months that are over, which the last one is not yet.
+            Maintainer(self.dsn).run_once()
+            connection.execute(f"DELETE FROM {app}.packs WHERE relation ~ 'events_{MONTHS[-1].replace('-', '_')}'")
             connection.execute("CHECKPOINT")
             took = time.perf_counter() - began
             connection.execute("INSERT INTO public.loaded VALUES (%s, %s, %s)", (app, dataset.digest, took))
@@ -166,7 +173,7 @@ class Heap:
         return float(total) / dataset.events
 
     def bytes_of_definitions(self, dataset: Dataset) -> dict[str, float]:
-        """Bytes of the indexes of one definition of each tier, on plain PostgreSQL."""
+        """Bytes of the indexes and of the packs of one definition of each tier, on plain PostgreSQL."""
         app = app_of(dataset)
         sizes = {}
         for tier in self.tiers:
@@ -174,6 +181,10 @@ class Heap:
                 "SELECT bytes FROM heap.events WHERE app = %s AND name = %s", (app, EVENTS[tier][0].name)
             ).fetchone() or (0,)
             sizes[f"bytes of a definition, {tier}"] = float(size or 0)
+            (size,) = self.asked(dataset).execute(
+                "SELECT sum(bytes) FROM heap.pack_health(%s) WHERE event = %s", (app, EVENTS[tier][0].name)
+            ).fetchone() or (0,)
+            sizes[f"bytes of its packs, {tier}"] = float(size or 0)
         return sizes
 
     def settings(self) -> str:
@@ -183,7 +194,9 @@ class Heap:
             (version,) = connection.execute("SHOW server_version").fetchone() or ("",)
             citus = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'citus'").fetchone()
         on = f" with Citus {citus[0]}, {self.workers} workers, {self.workers} shards" if citus else ""
-        return f"PostgreSQL {version}{on}; " + ", ".join(f"{name} = {value[0]}" for name, value in found if value)
+        set_to = ", ".join(f"{name} = {value[0]}" for name, value in found if value)
+        covered = "".join(f'; {column} covered for "{event}"' for event, column in GROUPED.items())
+        return f"PostgreSQL {version}{on}; {set_to}{covered}"
 
     def _copy(self, app: str, file: Path) -> None:
         names = pq.read_schema(file).names

@@ -26,6 +26,7 @@ from heap_extension.maintain.work import (
     PackRow,
     PartitionRow,
     Placement,
+    Wanted,
     Work,
     index_work,
     pack_work,
@@ -321,10 +322,10 @@ class Maintainer:
         by_node: defaultdict[str | None, SimpleQueue[Work]] = defaultdict(SimpleQueue)
         for piece in due:
             by_node[piece.node].put(piece)
-        predicates = {
-            (app, name): predicate
-            for app, name, predicate in leader.execute(
-                "SELECT app, name, predicate FROM heap.event_definition WHERE index_suffix IS NOT NULL"
+        wanted = {
+            (app, name): Wanted(predicate, covering)
+            for app, name, predicate, covering in leader.execute(
+                "SELECT app, name, predicate, covering FROM heap.event_definition WHERE index_suffix IS NOT NULL"
             )
         }
         done, total = [0], len(due)
@@ -336,7 +337,7 @@ class Maintainer:
                     while not self._stop.is_set() and not leader.closed:
                         piece = by_node[node].get_nowait()
                         self._wait_for_quiet(connection, settings)
-                        self._do_one(connection, coordinator, piece, predicates, settings)
+                        self._do_one(connection, coordinator, piece, wanted, settings)
                         done[0] += 1
                         self.progress(done[0], total)
             except Empty:
@@ -352,7 +353,7 @@ class Maintainer:
         connection: psycopg.Connection[Any],
         coordinator: psycopg.Connection[Any],
         piece: Work,
-        predicates: dict[tuple[str, str], str],
+        wanted: dict[tuple[str, str], Wanted],
         settings: Settings,
     ) -> None:
         if piece.kind is Kind.drop and self._is_wanted(coordinator, piece):
@@ -361,8 +362,8 @@ class Maintainer:
         what = f"{piece.kind.name} {piece.event or piece.index_name or ''}".strip()
         started = time.monotonic()
         try:
-            predicate = predicates.get((piece.app, piece.event or ""))
-            execute(connection, piece, predicate, settings.lock_timeout, settings.build_patience)
+            event = wanted.get((piece.app, piece.event or ""))
+            execute(connection, piece, event, settings.lock_timeout, settings.build_patience)
         except psycopg.Error as error:
             failure = self._failures[piece]
             failure.count += 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import NamedTuple
 
 __all__ = [
     "IndexRow",
@@ -112,6 +113,13 @@ class Work:
     packs: str = ""
     condition: str = ""
     place: int | None = None
+
+
+class Wanted(NamedTuple):
+    """What heap.event_definition says about the index of an event: its condition, and the columns it has besides."""
+
+    predicate: str
+    covering: Sequence[str]
 
 
 def index_work(rows: Iterable[IndexRow], *, reindex_above: float) -> list[Work]:
