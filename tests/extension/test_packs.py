@@ -40,8 +40,6 @@ def packed(dsn: str) -> Iterator[str]:
         )
         connection.execute("SELECT heap.make_partitions('packed', '2026-01-01', '2026-02-28')")
         connection.execute("UPDATE heap.settings SET pack_above = 1")
-        for name, path in _STEPS.items():
-            _define(connection, name, path)
         try:
             yield dsn
         finally:
@@ -53,7 +51,7 @@ def packed(dsn: str) -> Iterator[str]:
 def asked(packed: str) -> Iterator[psycopg.Connection[Any]]:
     """A connection to the app, which has 40 users who do A, B and C, a month apart from one another; packed."""
     with _connect(packed) as connection:
-        connection.execute("TRUNCATE packed.events")
+        _begin(connection)
         _insert(connection, [row for user in range(1, 41) for row in _life(user)])
         assert Maintainer(packed).run_once()
         assert _states(connection) == {"valid"}
@@ -72,6 +70,12 @@ def _on_citus(connection: psycopg.Connection[Any]) -> bool:
 
 def _define(connection: psycopg.Connection[Any], name: str, path: str) -> None:
     connection.execute("SELECT heap.define_event(%s, %s)", (name, f"pageview where path = '{path}'"))
+
+
+def _begin(connection: psycopg.Connection[Any]) -> None:
+    connection.execute("TRUNCATE packed.events")
+    for name, path in _STEPS.items():
+        _define(connection, name, path)
 
 
 def _life(user: int) -> list[Row]:
@@ -185,9 +189,7 @@ def test_answers_are_those_of_the_events_there_are(packed: str, steps: list[tupl
     rows: dict[tuple[int, datetime, int], str] = {}
     defined = dict(_STEPS)
     with _connect(packed) as connection:
-        connection.execute("TRUNCATE packed.events")
-        for name, path in _STEPS.items():
-            _define(connection, name, path)
+        _begin(connection)
         for what, value in [*steps, ("pack", None)]:
             match what:
                 case "insert":
