@@ -43,6 +43,8 @@ def describe(query: CompiledQuery, plan: Any, definitions: dict[str, Definition]
     keys = [key for node in sorts for key in node.get("Sort Key", [])]
     if any("event_id" in key for key in keys):
         lines.append("timeline: sorted")
+    elif query.kernel_reads:
+        lines.append("timeline: merged by the kernels")
     elif any(node.get("Node Type") == "Merge Append" for node in nodes):
         lines.append("timeline: merged from the indexes, no sort")
     return lines
