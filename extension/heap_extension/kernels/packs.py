@@ -23,7 +23,7 @@ from heap_extension.kernels.page_stamps import Database, page_stamps
 
 __all__ = ["PACK_ROWS", "Packs", "condition_digest", "decoded", "encoded", "make_pack"]
 
-PACK_ROWS = 262_144
+PACK_ROWS = 65_536
 """Events in one part of a pack, a row of `<app>.packs`, at most."""
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
@@ -128,9 +128,9 @@ def make_pack(database: Database, app: str, relation: str, packs: str, place: in
     return None
 
 
-# PostgreSQL must see which events a serializable transaction reads.
+# There is no table, or no right yet, amid an upgrade. PostgreSQL must see what a serializable transaction reads.
 _MAY_BE_READ = """
-SELECT pg_catalog.to_regclass($1) IS NOT NULL
+SELECT pg_catalog.has_table_privilege(pg_catalog.to_regclass($1)::pg_catalog.oid, 'SELECT')
     AND pg_catalog.current_setting('transaction_isolation') <> 'serializable' AS may_be_read
 """
 
