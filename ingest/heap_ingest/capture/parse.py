@@ -22,7 +22,8 @@ from heap_compiler.schema import EVENT_COLUMNS
 from heap_extension.values import RefusedValueError, id_number, stored_json, stored_text, time_instant, user_number
 from heap_ingest.capture.limits import Limits
 from heap_ingest.capture.redact import is_card, is_dropped, is_of_page, redact_event
-from heap_ingest.messages import EventMessage, IdentifyMessage, Message, UserMessage, encode, message_key
+from heap_ingest.log import ProducerRecord
+from heap_ingest.messages import Event, EventMessage, IdentifyMessage, Message, UserMessage, encode, message_key
 
 __all__ = [
     "COLUMNS",
@@ -78,11 +79,20 @@ class Origin:
 
 @dataclass(slots=True)
 class Parsed:
-    """A request's messages, encoded, each with its key; what was not taken of so many items; fields taken out."""
+    """What a request says, ready for the log.
 
-    records: list[tuple[bytes, bytes]]
-    rejected: list[Rejection]
+    Attributes:
+        items: in the request, those rejected among them.
+        rejected: what is not taken.
+        events: users, and what each did as an encoded `Event`.
+        records: all other messages.
+        redacted: fields taken out.
+    """
+
     items: int
+    rejected: list[Rejection] = field(default_factory=list)
+    events: list[tuple[int, bytes]] = field(default_factory=list)
+    records: list[ProducerRecord] = field(default_factory=list)
     redacted: int = 0
 
 
@@ -227,7 +237,7 @@ def parse_items(kind: type[Message], body: Body, origin: Origin, limits: Limits)
         kind: what its items are.
     """
     reader = _READERS[kind](origin, limits)
-    parsed = Parsed([], [], len(body.items))
+    parsed = Parsed(len(body.items))
     for index, item in enumerate(body.items):
         try:
             if type(item) is not _Event:
@@ -242,7 +252,10 @@ def parse_items(kind: type[Message], body: Body, origin: Origin, limits: Limits)
                 reader.check_texts(message)
                 if len(value) > limits.message_bytes:
                     raise RefusedError(f"{len(value):,} bytes; at most {limits.message_bytes:,} are taken")
-            parsed.records.append((message_key(message), value))
+            if isinstance(message, Event):
+                parsed.events.append((message.user_id, value))
+            else:
+                parsed.records.append(ProducerRecord(message_key(message.app, message.user_id), value))
         except (RefusedError, RefusedValueError) as error:
             parsed.rejected.append(Rejection(index, str(error)))
     parsed.redacted = reader.redacted
@@ -262,11 +275,11 @@ class _Reader:
         self.redacted = 0
         self._latest = origin.received_at + timedelta(seconds=limits.ahead)
 
-    def message(self, item: Any) -> Message:
+    def message(self, item: Any) -> Event | UserMessage | IdentifyMessage:
         """Raises RefusedError or RefusedValueError: the item cannot be taken."""
         raise NotImplementedError
 
-    def check_texts(self, message: Message) -> None:
+    def check_texts(self, message: Event | UserMessage | IdentifyMessage) -> None:
         """Raises RefusedError: a text of a message that is not small is too long."""
 
     def user(self, user: Any, anonymous: Any) -> int:
@@ -353,7 +366,7 @@ class _EventReader(_Reader):
         super().__init__(origin, limits)
         self._ranks: defaultdict[tuple[int, datetime], int] = defaultdict(int)
 
-    def message(self, item: Any) -> EventMessage:
+    def message(self, item: Any) -> Event:
         event = item if type(item) is _Event else _typed(item)
         limits = self.limits
         event_type, given_time, properties = event.type, event.time, event.properties
@@ -377,23 +390,10 @@ class _EventReader(_Reader):
             self.properties("properties", properties, is_of_page(event_type, event.target_tag))
         if event_id is None:
             event_id = self._made_id(user_id, time, event_type, session_id, event, properties)
-        origin = self.origin
-        return EventMessage(
-            origin.app,
-            user_id,
-            time,
-            origin.received_at,
-            event_id,
-            event_type,
-            session_id,
-            event,
-            properties,
-            origin.ip,
-            origin.user_agent,
-        )
+        return Event(user_id, time, event_id, event_type, session_id, event, properties)
 
-    def check_texts(self, message: Message) -> None:
-        assert isinstance(message, EventMessage)
+    def check_texts(self, message: Event | UserMessage | IdentifyMessage) -> None:
+        assert isinstance(message, Event)
         for name in COLUMNS:
             text = getattr(message.columns, name)
             if text is not None and len(text) > self.limits.text_length:
