@@ -17,8 +17,8 @@ from heap_ingest.log import ProducerRecord
 __all__ = ["Acknowledger", "NotAcknowledgedError", "producer_settings"]
 
 _SILENT = logging.getLogger("heap_ingest.kafka")
-_PAUSE = 0.001
-"""Seconds between looks for acknowledgements while some are awaited: far below what Kafka takes for one."""
+_PAUSE = 0.002
+"""Seconds between looks for acknowledgements while some are awaited: well below what Kafka takes for one."""
 _IDLE = 0.25
 _OVERHEAD = 256
 """Bytes that Kafka's client and Python keep beside a message's own, about."""
@@ -35,7 +35,7 @@ def producer_settings(bootstrap_servers: str, timeout: float) -> dict[str, Any]:
         "client.id": "heap-capture",
         "acks": "all",
         "enable.idempotence": True,
-        "linger.ms": 5,
+        "linger.ms": 10,
         "compression.type": "zstd",
         "message.timeout.ms": int(timeout * 1000),
         "socket.keepalive.enable": True,

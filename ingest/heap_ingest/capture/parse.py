@@ -43,6 +43,7 @@ COLUMNS = frozenset(EVENT_COLUMNS) - {"user_id", "time", "event_id", "session_id
 """Fields of an event that are columns of its table; a field that is none is kept in its properties."""
 
 _ENVELOPE = ("write_key", "sent_at", "clock_offset")
+_SMALLEST, _LARGEST = -(2**63), 2**63 - 1
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 _RANK_SHIFT = 43
 
@@ -273,6 +274,7 @@ class _Reader:
         self.origin = origin
         self.limits = limits
         self.redacted = 0
+        self._correction = origin.correction
         self._latest = origin.received_at + timedelta(seconds=limits.ahead)
 
     def message(self, item: Any) -> Event | UserMessage | IdentifyMessage:
@@ -285,7 +287,7 @@ class _Reader:
     def user(self, user: Any, anonymous: Any) -> int:
         if user is None or user == "":
             user = anonymous
-        if type(user) is int and -(2**63) <= user < 2**63:
+        if type(user) is int and _SMALLEST <= user <= _LARGEST:
             return user
         if type(user) is str:
             if len(user) > self.limits.name_length:
@@ -300,7 +302,9 @@ class _Reader:
         if value is None:
             return self.origin.received_at
         try:
-            time = _instant(value) + self.origin.correction
+            time = _instant(value)
+            if self._correction:
+                time += self._correction
             if time > self._latest:
                 raise RefusedError(f"time: {time:%Y-%m-%d %H:%M} UTC is in the future")
         except (RefusedValueError, OverflowError):
@@ -372,19 +376,25 @@ class _EventReader(_Reader):
         event_type, given_time, properties = event.type, event.time, event.properties
         if event_type is None or not 0 < len(event_type) <= limits.name_length:
             raise RefusedError(f"type: a text of 1 to {limits.name_length} characters is expected")
-        user_id = self.user(event.user_id, event.anonymous_id)
+        user_id = event.user_id
+        if type(user_id) is not int or not _SMALLEST <= user_id <= _LARGEST:
+            user_id = self.user(user_id, event.anonymous_id)
         time = self.time(given_time)
-        session_id = self._id("session", event.session_id)
-        event_id = self._id("event", event.event_id)
+        session_id, event_id = event.session_id, event.event_id
+        if session_id is not None:
+            session_id = self._id("session", session_id)
+        if event_id is not None:
+            event_id = self._id("event", event_id)
         if event_id is not None and given_time is None:
             raise RefusedError("time: an event with an event_id needs one, since both together identify it")
         if properties is None:
             properties = {}
-        if event.anonymous_id is not None and event.user_id not in (None, ""):
-            properties.setdefault("anonymous_id", event.anonymous_id)
+        if event.anonymous_id is not None:
+            if event.user_id not in (None, ""):
+                properties.setdefault("anonymous_id", event.anonymous_id)
+            event.anonymous_id = None
         # Without these, the event is its columns.
-        event.type = event.time = event.properties = event.user_id = event.anonymous_id = None
-        event.session_id = event.event_id = None
+        event.type = event.time = event.properties = event.user_id = event.session_id = event.event_id = None
         self.redacted += redact_event(event)
         if properties:
             self.properties("properties", properties, is_of_page(event_type, event.target_tag))
@@ -401,7 +411,7 @@ class _EventReader(_Reader):
 
     def _id(self, what: str, value: Any) -> int | None:
         if type(value) is int:
-            return value if -(2**63) <= value < 2**63 else id_number(value, what)
+            return value if _SMALLEST <= value <= _LARGEST else id_number(value, what)
         if value is None or value == "":
             return None
         if type(value) is str and len(value) <= self.limits.name_length:
