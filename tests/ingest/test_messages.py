@@ -125,14 +125,25 @@ _OF_0_4 = (
 )
 
 
-def test_a_log_of_before_is_read_as_ever(dsn: str, owner: psycopg.Connection[Any], log: Log) -> None:
+def test_messages_of_before_are_read_as_ever_and_those_of_later_kept(
+    dsn: str, owner: psycopg.Connection[Any], log: Log
+) -> None:
+    """What only a server of another version could have made is buried whole, and what follows is stored."""
+    of_later = b'{"kind":"events","app":"ingested","received_at":"2026-01-15T12:00:01Z","events":[{"user_id":1}]}'
     log.send_raw(_OF_0_4, b"ingested:7")
+    log.send_raw(of_later)
+    log.send_together(events(3))
     log.flush()
     with running(dsn, log):
         drained(owner, log)
-    row = owner.execute(f"SELECT user_id, time, event_id, session_id, type, path, properties FROM {APP}.events")
-    assert row.fetchall() == [(7, NOON.replace(microsecond=250_000), 11, 3, "click", "/a", {"n": [1]})]
-    assert log.buried() == []
+    assert stored_ids(owner) == [1, 2, 3, 11]
+    columns = "user_id, time, event_id, session_id, type, path, properties"
+    row = owner.execute(f"SELECT {columns} FROM {APP}.events WHERE event_id = 11").fetchone()
+    assert row == (7, NOON.replace(microsecond=250_000), 11, 3, "click", "/a", {"n": [1]})
+    ((buried, headers),) = log.buried()
+    assert buried == of_later
+    assert "position" not in headers
+    assert "missing required field" in headers["reason"]
 
 
 def test_an_event_that_cannot_be_stored_costs_none_of_its_message(
@@ -166,18 +177,3 @@ def test_an_event_that_cannot_be_stored_costs_none_of_its_message(
         assert "2 sent again" in CliRunner().invoke(command_line, [*letters, "--resend"]).output
         drained(owner, log)
     assert stored_ids(owner) == list(range(1, 41))
-
-
-def test_a_message_that_is_none_is_buried_whole(dsn: str, owner: psycopg.Connection[Any], log: Log) -> None:
-    """Only a server of another version could have made it: its events are as sound or unsound as each other."""
-    value = b'{"kind":"events","app":"ingested","received_at":"2026-01-15T12:00:01Z","events":[{"user_id":1}]}'
-    log.send_raw(value)
-    log.send_together(events(3))
-    log.flush()
-    with running(dsn, log):
-        drained(owner, log)
-    assert stored_ids(owner) == [1, 2, 3]
-    ((buried, headers),) = log.buried()
-    assert buried == value
-    assert "position" not in headers
-    assert "missing required field" in headers["reason"]
