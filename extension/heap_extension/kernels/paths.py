@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heap_extension.kernels.activity import differs, ranks
-from heap_extension.kernels.chains import Events
+from heap_extension.kernels.events import Events
 
 __all__ = ["END", "Rule", "Transitions", "Visits", "transitions", "visits"]
 

@@ -1,0 +1,96 @@
+"""The users of a shard that count, and the groups of their events: texts as numbers, so that arrays can count by them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+
+from heap_extension.kernels.events import Events, Int64
+from heap_extension.kernels.shard import NULL, Query, Shard
+
+__all__ = ["Coded", "Population", "PopulationAsked"]
+
+
+class PopulationAsked(TypedDict):
+    """The part of a specification that is about users and groups.
+
+    Attributes:
+        group_keys: the columns of the groups, `group_1`, ... Those that are not of a user are the events' values.
+        group_of_user: a read of user_id and the keys that are values of a user; None when there are none.
+        user_keys: which these are.
+        users: a read of the user_id of those that count; None for all.
+    """
+
+    group_keys: list[str]
+    group_of_user: Query | None
+    user_keys: list[str]
+    users: Query | None
+
+
+class Coded(NamedTuple):
+    """Groups as numbers: `labels[codes[i]]` are the values of the group at i, one per key."""
+
+    codes: Int64
+    labels: list[tuple[str | None, ...]]
+
+
+class Population:
+    """The users of a shard that count, and what they are grouped by."""
+
+    def __init__(self, shard: Shard, asked: PopulationAsked) -> None:
+        self._keys = asked["group_keys"]
+        self._user_keys = asked["user_keys"]
+        self._users: Int64 | None = None
+        if asked["users"] is not None:
+            users, _ = shard.read(asked["users"])
+            self._users = np.unique(users)
+        self._grouped_users: Int64 = np.zeros(0, np.int64)
+        self._user_values: list[list[bytes]] = []
+        if asked["group_of_user"] is not None:
+            self._grouped_users, self._user_values = shard.read(asked["group_of_user"], self._user_keys)
+
+    @property
+    def has_event_keys(self) -> bool:
+        """Whether a user's events can be in several groups."""
+        return len(self._keys) > len(self._user_keys)
+
+    def members(self, events: Events) -> Events:
+        """The events of users that count."""
+        return events if self._users is None else events.at(np.flatnonzero(np.isin(events.users, self._users)))
+
+    def groups(self, events: Events) -> Coded | None:
+        """The group of each event; None without groups."""
+        if not self._keys:
+            return None
+        of_event = iter(events.values)
+        of_user = iter(self._user_values)
+        at = self._places(events.users) if self._user_keys else None
+        first, *others = (
+            _coded(next(of_user), at) if key in self._user_keys else _coded(next(of_event)) for key in self._keys
+        )
+        codes, labels = first
+        for more in others:
+            pairs, codes = np.unique(codes * len(more.labels) + more.codes, return_inverse=True)
+            both = (divmod(pair, len(more.labels)) for pair in pairs.tolist())
+            labels = [(*labels[one], *more.labels[other]) for one, other in both]
+        return Coded(codes, labels)
+
+    def _places(self, users: Int64) -> Int64:
+        """Where each user's values are, or -1."""
+        distinct, inverse = np.unique(users, return_inverse=True)
+        at = np.searchsorted(self._grouped_users, distinct)
+        at[at == len(self._grouped_users)] = -1
+        if len(self._grouped_users):
+            at[self._grouped_users[at] != distinct] = -1
+        return at[inverse]
+
+
+def _coded(texts: Sequence[bytes], positions: Int64 | None = None) -> Coded:
+    """The texts, or those at the positions, null at -1."""
+    numbers: dict[bytes, int] = {}
+    codes = np.fromiter((numbers.setdefault(text, len(numbers)) for text in texts), np.int64, len(texts))
+    if positions is not None:
+        codes = np.append(codes, numbers.setdefault(NULL, len(numbers)))[positions]
+    return Coded(codes, [(None if text == NULL else text.decode(),) for text in numbers])
