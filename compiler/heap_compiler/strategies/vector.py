@@ -67,6 +67,4 @@ def _selection(sequence: Sequence, index: int, values: dict[str, exp.Expr], read
     assert step.read is not None
     since = sequence.entry.start if sequence.first_time and index == 1 else None
     alias = f"{sequence.alias}_{index}"
-    return reads.selection(
-        step.event, step.read, alias, shards=sequence.shards, values=values, first_since=since
-    )
+    return reads.selection(step.event, step.read, alias, shards=sequence.shards, values=values, first_since=since)

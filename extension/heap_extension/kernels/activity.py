@@ -209,9 +209,7 @@ def retention(
     return Counts(cells.buckets, cells.groups, values)
 
 
-def _later(
-    starts: Cohorts, users: Int64, times: Int64, buckets: Int64, follow: Follow
-) -> tuple[Int64, Int64]:
+def _later(starts: Cohorts, users: Int64, times: Int64, buckets: Int64, follow: Follow) -> tuple[Int64, Int64]:
     """Every return after a start of the same user: the start's position, and how many units later it is."""
     firsts = np.flatnonzero(differs(users))
     counts = np.diff(firsts, append=len(users))

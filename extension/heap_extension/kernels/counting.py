@@ -103,7 +103,7 @@ class _Counting:
             if asked["follow"] is not None:
                 yield self._retention(events, buckets, asked["follow"], users)
                 continue
-            groups = self._population.groups(events)
+            groups = self._population.groups(events.users, events.values)
             codes = None if groups is None else groups.codes
             active = activity.active(events.users, buckets, codes, of_events=self._population.has_event_keys)
             match asked["analysis"]:
@@ -118,7 +118,7 @@ class _Counting:
         self, events: Events, buckets: Int64, asked: _FollowAsked, users: Users | None
     ) -> tuple[Counts, Coded | None]:
         starts = activity.cohorts(events.users, events.times, buckets, recurring=asked["recurring"])
-        groups = self._population.groups(events.at(starts.positions))
+        groups = self._population.groups(starts.users, events.values, starts.positions)
         back = self._shard.events(self._asked["events"][1], users)
         follow = Follow(asked["firsts"], asked["last"], asked["window"], asked["at_least"], asked["counting"])
         codes = None if groups is None else groups.codes

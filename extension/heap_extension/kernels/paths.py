@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from heap_extension.kernels.activity import differs, ranks
+from heap_extension.kernels.activity import differs
 from heap_extension.kernels.events import Events
 
 __all__ = ["END", "Rule", "Transitions", "Visits", "transitions", "visits"]

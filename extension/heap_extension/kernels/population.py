@@ -1,4 +1,4 @@
-"""The users of a shard that count, and the groups of their events: texts as numbers, so that arrays can count by them."""
+"""The users of a shard that count, and the groups of their events as numbers, so that arrays can count by them."""
 
 from __future__ import annotations
 
@@ -60,15 +60,21 @@ class Population:
         """The events of users that count."""
         return events if self._users is None else events.at(np.flatnonzero(np.isin(events.users, self._users)))
 
-    def groups(self, events: Events) -> Coded | None:
-        """The group of each event; None without groups."""
+    def groups(self, users: Int64, values: Sequence[Sequence[bytes]], at: Int64 | None = None) -> Coded | None:
+        """The groups of rows; None without groups.
+
+        Args:
+            users: int64[n]: whose rows they are.
+            values: the values of events, for each key that is one of an event.
+            at: int64[n]: which event's values a row has; -1 for none; None where there is a row per event.
+        """
         if not self._keys:
             return None
-        of_event = iter(events.values)
-        of_user = iter(self._user_values)
-        at = self._places(events.users) if self._user_keys else None
+        of_event, of_user = iter(values), iter(self._user_values)
+        places = self._places(users) if self._user_keys else None
         first, *others = (
-            _coded(next(of_user), at) if key in self._user_keys else _coded(next(of_event)) for key in self._keys
+            _coded(next(of_user), places) if key in self._user_keys else _coded(next(of_event), at)
+            for key in self._keys
         )
         codes, labels = first
         for more in others:
@@ -87,10 +93,12 @@ class Population:
         return at[inverse]
 
 
-def _coded(texts: Sequence[bytes], positions: Int64 | None = None) -> Coded:
+def _coded(texts: Sequence[bytes], at: Int64 | None) -> Coded:
     """The texts, or those at the positions, null at -1."""
+    if at is not None and len(at) < len(texts):
+        texts, at = [NULL if place < 0 else texts[place] for place in at.tolist()], None
     numbers: dict[bytes, int] = {}
     codes = np.fromiter((numbers.setdefault(text, len(numbers)) for text in texts), np.int64, len(texts))
-    if positions is not None:
-        codes = np.append(codes, numbers.setdefault(NULL, len(numbers)))[positions]
+    if at is not None:
+        codes = np.append(codes, numbers.setdefault(NULL, len(numbers)))[at]
     return Coded(codes, [(None if text == NULL else text.decode(),) for text in numbers])

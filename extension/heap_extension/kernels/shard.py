@@ -92,6 +92,9 @@ Users = Between | Int64
 _LEAST, _GREATEST = -(2**63), 2**63 - 1
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
+_SHARE_OF_UNKNOWN = 8
+"""A selection of which nobody knows the size is taken for this part of all events, unless it has no condition."""
+
 _USER, _TIME, _ID = (
     "pg_catalog.int8send(user_id)", "pg_catalog.timestamptz_send(time)", "pg_catalog.int8send(event_id)"
 )  # fmt: skip
@@ -221,6 +224,13 @@ class Shard:
             [_Parameter("text", self._table("events"))],
         )
         return int(row["events"])
+
+    def slices_of(self, selections: Sequence[Selection], size: int) -> list[Users | None]:
+        """Users, such that there are about `size` events of each selection of theirs; None for everybody."""
+        every = self.known_events() if any(selection["size"] is None for selection in selections) else 0
+        sizes = [_known_size(selection, every) for selection in selections]
+        count = -(-max(sizes) // size)
+        return [None] if count < 2 else list(self.slices(selections[sizes.index(max(sizes))], count))
 
     def slices(self, selection: Selection, count: int) -> list[Between]:
         """At most so many ranges that all users are in, with about as many events of the selection in each."""
@@ -361,6 +371,13 @@ class Shard:
         if len(found) != 1:
             raise LookupError(f"no shard of {table} beside {self._own_name}")
         return int(found[0]["shard"])
+
+
+def _known_size(selection: Selection, every: int) -> int:
+    """About how many events a selection has, of `every` there is."""
+    if selection["size"] is not None:
+        return selection["size"]
+    return every if any(scan["where"] == ["TRUE"] for scan in selection["scans"]) else every // _SHARE_OF_UNKNOWN
 
 
 def _times(selection: Selection) -> list[_Parameter]:
