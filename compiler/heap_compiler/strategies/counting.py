@@ -1,4 +1,4 @@
-"""Lower what counts users by bucket and group to a call of the kernel per shard: trends, retention, lifecycle, stickiness.
+"""Lower trends, retention, lifecycle and stickiness, which count by bucket and group, to a call of the kernel per shard.
 
 The kernel reads events in the order of their index, where a user's next bucket is the next row's: nothing is hashed.
 """

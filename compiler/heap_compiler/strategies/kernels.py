@@ -112,6 +112,7 @@ class Reads:
         *,
         shards: int,
         values: Mapping[str, exp.Expr] | None = None,
+        extra: Items[exp.Expr] = (),
         first_since: datetime | None = None,
     ) -> dict[str, object]:
         """The events of a range: a `Selection` of `heap_extension.kernels.shard`.
@@ -119,19 +120,20 @@ class Reads:
         Args:
             shards: how many the events are spread over.
             values: what is read with each event.
+            extra: further conditions.
             first_since: of each user only the first event, and that only since this instant.
         """
         values = values or {}
         columns = {**{name: column(name) for name in EVENT_ORDER}, **values}
-        self.show(union_all(scans(self.schema, event, read, columns, alias=alias, ordered=True)))
+        self.show(union_all(scans(self.schema, event, read, columns, alias=alias, extra=extra, ordered=True)))
         known = event.matching_events
         start, end = instants(read)
         return {
             "scans": [
                 {
                     "alias": alias,
-                    "where": self.parts(all_of(matching(self.schema, alternative, read, alias=alias))),
-                    "definition": alternative.definition if alternative.exact else None,
+                    "where": self.parts(all_of(matching(self.schema, alternative, read, alias=alias, extra=extra))),
+                    "definition": alternative.definition if alternative.exact and not extra else None,
                 }
                 for alternative in event.alternatives
             ],

@@ -59,8 +59,8 @@ class Activity:
 def bucket_numbers(times: Int64, bounds: Int64) -> Int64:
     """The bucket of each time: 1 for the first of the bounds, 0 for anything earlier.
 
-    The bounds of calendar units are whole hours, or at least quarters, apart. Their common measure divides the time into
-    cells, each inside one bucket: a division and a look into a table instead of a search.
+    The bounds of calendar units are whole hours, or at least quarters, apart. Their common measure divides the time
+    into cells, each inside one bucket: a division and a look into a table instead of a search.
 
     Args:
         times: int64[n], microseconds.

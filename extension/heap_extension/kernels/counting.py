@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 
@@ -13,8 +13,9 @@ from heap_extension.kernels.activity import Counts, Follow
 from heap_extension.kernels.events import Events, Int64
 from heap_extension.kernels.population import Coded, Population, PopulationAsked
 from heap_extension.kernels.shard import Database, Selection, Shard, Users
+from heap_extension.kernels.totals import Totals
 
-__all__ = ["Totals", "counting"]
+__all__ = ["counting"]
 
 
 class _FollowAsked(TypedDict):
@@ -48,22 +49,6 @@ class _Specification(PopulationAsked):
     slice: int
 
 
-class Totals(NamedTuple):
-    """A row of heap._kernel_totals: one bucket and group of one shard.
-
-    Attributes:
-        bucket: its number; of a stickiness, how many buckets.
-        group_values: None without groups.
-        counts: what is counted there.
-        durations: microseconds, int64 in little-endian order, where there are some.
-    """
-
-    bucket: int
-    group_values: list[str | None] | None
-    counts: list[int]
-    durations: bytes | None = None
-
-
 def counting(database: Database, relation: int, specification: str) -> list[Totals]:
     """The totals of a shard.
 
@@ -73,16 +58,15 @@ def counting(database: Database, relation: int, specification: str) -> list[Tota
         specification: JSON of `_Specification`.
     """
     asked: _Specification = json.loads(specification)
-    found: dict[tuple[int, tuple[str | None, ...] | None], Int64] = {}
+    found: dict[tuple[int, tuple[str | None, ...] | None], Totals] = {}
     for counts, groups in _Counting(Shard(database, relation, asked["schema"]), asked).counts():
-        rows = zip(counts.buckets.tolist(), counts.groups.tolist(), counts.values, strict=True)
+        rows = zip(counts.buckets.tolist(), counts.groups.tolist(), counts.values.tolist(), strict=True)
         for bucket, group, values in rows:
-            key = bucket, None if groups is None else groups.labels[group]
-            found[key] = found[key] + values if key in found else values
-    return [
-        Totals(bucket, None if group is None else list(group), values.tolist())
-        for (bucket, group), values in found.items()
-    ]
+            label = None if groups is None else groups.labels[group]
+            totals = Totals(bucket, None if label is None else list(label), values)
+            key = bucket, label
+            found[key] = totals if key not in found else found[key].plus(totals)
+    return list(found.values())
 
 
 class _Counting:

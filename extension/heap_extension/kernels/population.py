@@ -10,7 +10,7 @@ import numpy as np
 from heap_extension.kernels.events import Events, Int64
 from heap_extension.kernels.shard import NULL, Query, Shard
 
-__all__ = ["Coded", "Population", "PopulationAsked"]
+__all__ = ["Coded", "Population", "PopulationAsked", "coded"]
 
 
 class PopulationAsked(TypedDict):
@@ -73,8 +73,7 @@ class Population:
         of_event, of_user = iter(values), iter(self._user_values)
         places = self._places(users) if self._user_keys else None
         first, *others = (
-            _coded(next(of_user), places) if key in self._user_keys else _coded(next(of_event), at)
-            for key in self._keys
+            coded(next(of_user), places) if key in self._user_keys else coded(next(of_event), at) for key in self._keys
         )
         codes, labels = first
         for more in others:
@@ -93,7 +92,7 @@ class Population:
         return at[inverse]
 
 
-def _coded(texts: Sequence[bytes], at: Int64 | None) -> Coded:
+def coded(texts: Sequence[bytes], at: Int64 | None = None) -> Coded:
     """The texts, or those at the positions, null at -1."""
     if at is not None and len(at) < len(texts):
         texts, at = [NULL if place < 0 else texts[place] for place in at.tolist()], None

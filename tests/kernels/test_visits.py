@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heap_extension.kernels import chains, paths
+from heap_extension.kernels import events as kernel_events
+from heap_extension.kernels import visits
 from tests.oracle import Event
 from tests.semantics.test_paths_oracle import naive_paths
 
@@ -22,10 +23,10 @@ def _node(event: Event) -> str | None:
     return next((node for node in _NODES if node in event.type), None)
 
 
-def _arrays(events: list[Event], node: str, asked: list[str]) -> chains.Events:
+def _arrays(events: list[Event], node: str, asked: list[str]) -> kernel_events.Events:
     found = sorted((e.user_id, (e.time - _EPOCH) // _MICROSECOND, e.event_id) for e in events if node in e.type)
     users, times, ids = (np.array([row[at] for row in found], np.int64) for at in range(3))
-    return chains.Events(users, times, lambda: (asked.append(node), ids)[1])
+    return kernel_events.Events(users, times, lambda: (asked.append(node), ids)[1])
 
 
 _events = st.lists(
@@ -52,8 +53,8 @@ _events = st.lists(
 def test_moves_are_those_of_the_oracle(
     events: list[Event], gap: int, start: int | None, end: int | None, steps: int
 ) -> None:
-    visited = paths.visits([_arrays(events, node, []) for node in _NODES])
-    found = paths.transitions(visited, paths.Rule(gap, start, end, steps))
+    visited = visits.visits([_arrays(events, node, []) for node in _NODES])
+    found = visits.transitions(visited, visits.Rule(gap, start, end, steps))
     names = [*_NODES, None]  # END is the last
     rows = zip(*(column.tolist() for column in found[:5]), found.durations, strict=True)
     shown = {
@@ -76,5 +77,5 @@ def test_event_ids_are_read_only_where_events_share_an_instant() -> None:
     first = [Event(1, _EPOCH, 1, "a"), Event(1, _EPOCH + _MICROSECOND, 2, "b"), Event(2, _EPOCH, 3, "b")]
     for more, read in (([], []), ([Event(1, _EPOCH, 9, "b")], ["a", "b"])):
         asked: list[str] = []
-        paths.visits([_arrays([*first, *more], node, asked) for node in "ab"])
+        visits.visits([_arrays([*first, *more], node, asked) for node in "ab"])
         assert asked == read
