@@ -1,4 +1,4 @@
-"""Lower trends, retention, lifecycle and stickiness, which count by bucket and group, to a call of the kernel per shard.
+"""Lower trends, retention, lifecycle and stickiness, which count by bucket and group, to a kernel per shard.
 
 The kernel reads events in the order of their index, where a user's next bucket is the next row's: nothing is hashed.
 """

@@ -71,7 +71,7 @@ _COUNTS = {"count": 1, "users": 2}
 def _counted_by_kernels(
     plan: TrendPlan, period: TrendPeriod, ctes: list[tuple[str, exp.Query]]
 ) -> Iterator[tuple[str, exp.Query]]:
-    """The names of the measures that kernels count, each with what `measured` gives. Their calls are added to `ctes`."""
+    """The names of the measures that kernels count, each with what `measured` gives. Their calls go to `ctes`."""
     for measures in plan.of_kernels:
         name = measures[0].cte + period.name
         call = counting_kernel(
