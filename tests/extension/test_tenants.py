@@ -303,7 +303,8 @@ def test_functions_are_granted_by_rule_or_withheld_for_a_reason(tenants: str) ->
             " FROM pg_proc AS p JOIN pg_language AS l ON l.oid = p.prolang WHERE pronamespace = 'heap'::regnamespace"
         ).fetchall()
     in_python = {name for _, name, language, *_ in functions if language == "plpython3u"}
-    assert in_python == {"_compile", "_funnel_kernel", "_average_duration", "_duration_counts", "_duration_quantiles"}
+    kernels = {"_funnel_kernel", "_counting_kernel", "_paths_kernel"}
+    assert in_python == {"_compile", "_average_duration", "_duration_counts", "_duration_quantiles"} | kernels
     assert {name for _, name, _, is_definer, *_ in functions if is_definer} == {"_run_in"}
     assert {name for _, name, *_, tenant, _ in functions if not tenant} == set(_OPERATORS_ONLY)
     for signature, _, _, _, only_computes, _, anybody in functions:

@@ -10,7 +10,7 @@ from heap_compiler.bound import BoundEvent, Choice
 from heap_compiler.catalog import Catalog, Strategy
 from heap_compiler.sequence import Sequence, SequenceStep
 
-__all__ = ["KERNEL_COST", "PROBE_COST", "choose_counting", "choose_strategy"]
+__all__ = ["COUNTING_COST", "KERNEL_COST", "PROBE_COST", "choose_counting", "choose_strategy"]
 
 PROBE_COST = 15
 """Looking up one user costs about as much as reading this many events in index order: 5.5 us against 0.6 us measured
@@ -20,10 +20,15 @@ KERNEL_COST = 500
 """Calling the kernel of one shard costs about as much as merging this many events in SQL."""
 
 
+COUNTING_COST = 100
+"""The same for a kernel that counts users by bucket: SQL takes longer there, and plans as long."""
+
+
 def choose_strategy(sequence: Sequence) -> Sequence:
     """Says whether kernels serve the sequence, and what each step is driven by where SQL does."""
     sizes = [step.matching_events for step in sequence.steps]
-    vector, reason = _for_kernels(sizes, sequence.shards, sequence.asked, known=sequence.is_linear)
+    cost = KERNEL_COST * sequence.shards
+    vector, reason = _for_kernels(sizes, sequence.shards, sequence.asked, cost, known=sequence.is_linear)
     return replace(_with_drivers(sequence), vector=vector, reason=reason)
 
 
@@ -35,12 +40,13 @@ def choose_counting(events: Iterable[BoundEvent], catalog: Catalog, *, known: bo
         known: whether kernels know all that is asked.
     """
     sizes = [event.matching_events for event in events]
-    vector, reason = _for_kernels(sizes, catalog.shards, catalog.strategy, known=known)
+    cost = COUNTING_COST * catalog.shards
+    vector, reason = _for_kernels(sizes, catalog.shards, catalog.strategy, cost, known=known)
     return Choice(vector, reason, catalog.shards)
 
 
-def _for_kernels(sizes: list[int | None], shards: int, asked: Strategy, *, known: bool) -> tuple[bool, str]:
-    """Whether kernels are there, know every rule, and have enough to do, or nobody knows; and why."""
+def _for_kernels(sizes: list[int | None], shards: int, asked: Strategy, cost: int, *, known: bool) -> tuple[bool, str]:
+    """Whether kernels are there, know every rule, and have more than `cost` events, or nobody knows; and why."""
     if not known:
         return False, "kernels know no such rule"
     if not shards:
@@ -50,7 +56,7 @@ def _for_kernels(sizes: list[int | None], shards: int, asked: Strategy, *, known
     if None in sizes:
         return True, "events that nobody has counted"
     matching = sum(size for size in sizes if size is not None)
-    return matching > KERNEL_COST * shards, f"about {matching:,} matching events"
+    return matching > cost, f"about {matching:,} matching events"
 
 
 def _with_drivers(sequence: Sequence) -> Sequence:

@@ -168,6 +168,9 @@ def bind_trend(statement: syntax.AnalysisStatement, binder: Binder) -> TrendPlan
         raise HeapError("a trend is rolling or cumulative, not both", max(rolling.span, cumulative.span))
     groups = list(_countable(measures))
     plain = rolling is None and cumulative is None and binder.top is None and not binder.with_total
+    by_user = all(
+        key.of_user for key in binder.group_keys
+    )  # values of events are read from the table, best in no order
     events = [group[0].event for group in groups]
     return TrendPlan(
         schema=binder.catalog.schema,
@@ -178,7 +181,7 @@ def bind_trend(statement: syntax.AnalysisStatement, binder: Binder) -> TrendPlan
         group_keys=binder.group_keys,
         top=binder.top,
         with_total=binder.with_total,
-        choice=choose_counting(events, binder.catalog, known=plain and bool(events)),
+        choice=choose_counting(events, binder.catalog, known=plain and by_user and bool(events)),
     )
 
 
