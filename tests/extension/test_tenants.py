@@ -513,12 +513,11 @@ def test_a_kernel_reads_what_its_caller_may_and_changes_nothing(tenants: str) ->
         groups = {"group_keys": ["group_1"], "group_step": 0, "group_of_user": None, "user_keys": [], "users": None}
         limits = {"window": 1, "now": 0, "buckets": [], "slice": 1_000, "probe_cost": 15}
         asked = json.dumps({"schema": app, "steps": steps, **groups, **limits})
-        return f"SELECT * FROM heap._funnel_kernel('acme.users'::regclass, {sql.quote(asked)})".encode()
+        return f"SELECT bucket, group_values, users FROM heap._funnel_kernel('acme.users'::regclass, {sql.quote(asked)})".encode()
 
     with _connect(tenants, "ada") as ada:
-        count = _one(ada, "SELECT count(DISTINCT path) FROM acme.events")
-        assert count > 0
-        assert len(ada.execute(call("acme")).fetchall()) == count
+        (found,) = ada.execute(call("acme"))
+        assert found == (None, ["/Home"], [5, 0])
         _refused(ada, call("bolt").decode())
         for attempt in (
             "user_id IN (DELETE FROM acme.users RETURNING user_id)",

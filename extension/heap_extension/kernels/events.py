@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -63,54 +64,48 @@ def nothing(values: int = 0) -> Events:
 
 def joined(runs: Sequence[Events]) -> Events:
     """The events of runs that have no instant in common, such as partitions by time."""
-    return _permuted(runs, _order(runs)) if len(runs) > 1 else runs[0]
+    return _merged(runs, *_in_order(runs)) if len(runs) > 1 else runs[0]
 
 
 def united(runs: Sequence[Events]) -> Events:
     """The events of any runs, each once also where it is in several."""
     if len(runs) == 1:
         return runs[0]
-    order = _order(runs)
-    users = np.concatenate([run.users for run in runs])[order]
-    times = np.concatenate([run.times for run in runs])[order]
+    order, users, times = _in_order(runs)
     same = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
     if same.any():  # neighbours of one instant: their ids order them, and tell which are one event
         tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
-        ids = np.concatenate([run.ids for run in runs])[order]
+        ids = _concatenated([run.ids for run in runs])[order]
         ranked = tied[np.lexsort((ids[tied], times[tied], users[tied]))]
         order[tied], ids[tied] = order[ranked], ids[ranked]
-        order = order[np.append(True, ~(same & (ids[1:] == ids[:-1])))]
-    return _permuted(runs, order)
+        once = np.append(True, ~(same & (ids[1:] == ids[:-1])))
+        order, users, times = order[once], users[once], times[once]
+    return _merged(runs, order, users, times)
 
 
-def _permuted(runs: Sequence[Events], order: Int64) -> Events:
+def _merged(runs: Sequence[Events], order: Int64, users: Int64, times: Int64) -> Events:
     values = []
     for parts in zip(*(run.values for run in runs), strict=True):
-        texts = [text for part in parts for text in part]
+        texts = list(chain.from_iterable(parts))
         values.append([texts[at] for at in order.tolist()])
-    return Events(
-        np.concatenate([run.users for run in runs])[order],
-        np.concatenate([run.times for run in runs])[order],
-        lambda: np.concatenate([run.ids for run in runs])[order],
-        values,
-    )
+    return Events(users, times, lambda: _concatenated([run.ids for run in runs])[order], values)
 
 
-def _order(runs: Sequence[Events]) -> Int64:
-    """The positions of the events, run after run, in the order of users and times.
+def _in_order(runs: Sequence[Events]) -> tuple[Int64, Int64, Int64]:
+    """The positions of the events, run after run, in the order of users and times; and these.
 
-    Runs mostly follow each other in time. So what is sorted is stretches, the events of one user in one run, and only
-    by user; that is enough unless runs overlap.
+    Runs mostly follow each other in time, and each is in order: a stable sort by user alone, which merges what is sorted
+    already, is enough unless runs overlap.
     """
-    users = np.concatenate([run.users for run in runs])
-    times = np.concatenate([run.times for run in runs])
-    offsets = np.cumsum([0, *(len(run.users) for run in runs)])
-    begins = np.concatenate([changes(run.users) + offset for run, offset in zip(runs, offsets[:-1], strict=True)])
-    lengths = np.diff(begins, append=len(users))
-    by_user = np.argsort(users[begins], kind="stable")
-    begins, lengths = begins[by_user], lengths[by_user]
-    order = np.repeat(begins - (np.cumsum(lengths) - lengths), lengths) + np.arange(len(users))
+    users, times = _concatenated([run.users for run in runs]), _concatenated([run.times for run in runs])
+    order = np.argsort(users, kind="stable")
     users, times = users[order], times[order]
     if ((times[1:] < times[:-1]) & (users[1:] == users[:-1])).any():
-        order = order[np.lexsort((times, users))]
-    return order
+        again = np.lexsort((times, users))
+        order, users, times = order[again], users[again], times[again]
+    return order, users, times
+
+
+def _concatenated(arrays: Sequence[Int64]) -> Int64:
+    whole: Int64 = np.concatenate(arrays)
+    return whole

@@ -280,7 +280,7 @@ class Shard:
         self, query: str, numbers: Sequence[str], bounds: Sequence[_Parameter], texts: Sequence[str] = ()
     ) -> tuple[list[Int64], list[list[bytes]]]:
         """The columns of a query's rows, in their order."""
-        columns = [f"pg_catalog.string_agg({number}, '') AS n{at}" for at, number in enumerate(numbers)]
+        columns = [f"pg_catalog.string_agg({number}, NULL) AS n{at}" for at, number in enumerate(numbers)]
         columns += [
             f"pg_catalog.string_agg(coalesce(pg_catalog.convert_to({text}, 'UTF8'), '\\xff'), '\\x00') AS t{at}"
             for at, text in enumerate(texts)
