@@ -16,7 +16,7 @@ from heap_compiler.activity import active_buckets
 from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
 from heap_compiler.bound import BoundEvent, Choice, GroupKey
-from heap_compiler.groups import group_columns, group_key, group_order, group_values
+from heap_compiler.groups import group_columns, group_key, group_order, group_values, shown_groups
 from heap_compiler.passes.choose_strategy import choose_counting
 from heap_compiler.ranges import BEGINNING, TimeRange, bucket_starts
 from heap_compiler.sequence import counted
@@ -73,18 +73,10 @@ def lower_lifecycle(plan: LifecyclePlan) -> exp.Query:
     """One row per bucket and status. In the query bucket 0 is all history, 1 the bucket before the range."""
     keys = plan.group_keys
     ctes = _counted_by_kernels(plan) if plan.choice.vector else _counted_in_order(plan)
-    shown = numbered_times(plan.buckets, "buckets", time="bucket", number="bucket_number")
-    here = [exp.EQ(this=column("bucket", "counted"), expression=column("bucket_number", "buckets"))]
+    groups = shown_groups(keys, "counted")
+    here = exp.EQ(this=column("bucket", "counted"), expression=column("bucket_number", "buckets"))
     bucket_before = exp.Sub(this=column("bucket_number", "buckets"), expression=number(1))
-    before = [exp.EQ(this=column("bucket", "before"), expression=bucket_before)]
-    joins: list[exp.Join] = []
-    values: exp.Expr = cast(exp.Null(), "text[]")
-    if keys:
-        ctes.append(("shown_groups", select([column("group_values")], "counted", distinct=True)))
-        values = column("group_values", "shown_groups")
-        joins.append(join(exp.table_("shown_groups"), kind="CROSS"))
-        for source, on in (("counted", here), ("before", before)):
-            on.append(exp.EQ(this=column("group_values", source), expression=values.copy()))
+    before = exp.EQ(this=column("bucket", "before"), expression=bucket_before)
     counted_before = exp.Table(this=exp.to_identifier("counted"), alias=table_alias("before"))
     counts = [column(status, "counted") for status in _STATUSES[:-1]] + [column("leaving", "before")]
     rows = [
@@ -103,23 +95,23 @@ def lower_lifecycle(plan: LifecyclePlan) -> exp.Query:
             column("bucket", "buckets"),
             column("status", "statuses"),
             named(cast(signed, "bigint"), "users"),
-            named(group_key(keys, values, has_other=False), "group_key"),
+            named(group_key(keys, groups.values, has_other=False), "group_key"),
         ],
-        shown,
+        numbered_times(plan.buckets, "buckets", time="bucket", number="bucket_number"),
         joins=[
-            *joins,
-            join(exp.table_("counted"), here, kind="LEFT"),
-            join(counted_before, before, kind="LEFT"),
+            *groups.joins,
+            join(exp.table_("counted"), [here, *groups.matching("counted")], kind="LEFT"),
+            join(counted_before, [before, *groups.matching("before")], kind="LEFT"),
             join(statuses, kind="CROSS"),
         ],
         where=[exp.GT(this=column("bucket_number", "buckets"), expression=number(1))],
         order_by=[
             column("bucket_number", "buckets"),
-            *group_order(keys, values, has_other=False),
+            *group_order(keys, groups.values, has_other=False),
             column("status_number", "statuses"),
         ],
     )
-    return with_ctes(query, ctes)
+    return with_ctes(query, [*ctes, *groups.ctes])
 
 
 def _counted_by_kernels(plan: LifecyclePlan) -> list[tuple[str, exp.Query]]:
