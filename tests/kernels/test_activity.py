@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heap_extension.kernels import activity
+from heap_extension.kernels.events import Int64
 
 _USERS = [-(2**63), -7, 0, 1, 2**53 + 1, 2**63 - 1]
 _BOUNDS = [-(10**15), 0, 3, 5, 6, 9]
@@ -20,7 +21,7 @@ Row = tuple[int, int, int]
 """User, time and group of an event."""
 
 
-def _array(values: list[int]) -> activity.Int64:
+def _array(values: list[int]) -> Int64:
     return np.array(values, np.int64)
 
 

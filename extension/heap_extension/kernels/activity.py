@@ -15,12 +15,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from heap_extension.kernels.events import Int64
+
 __all__ = [
-    "Activity", "Cohorts", "Counts", "Follow", "active", "bucket_numbers", "cohorts", "differs", "lifecycle", "ranks",
+    "Activity", "Cohorts", "Counts", "Follow", "active", "bucket_numbers", "cohorts", "differs", "lifecycle",
     "retention", "stickiness", "trend",
 ]  # fmt: skip
 
-Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
 _MAX_TABLE = 1 << 20
@@ -92,7 +93,7 @@ def active(users: Int64, buckets: Int64, groups: Int64 | None = None, *, of_even
     """
     units = users
     if groups is not None and of_events:
-        units = ranks(users) * (int(groups.max(initial=0)) + 1) + groups
+        units = _ranks(users) * (int(groups.max(initial=0)) + 1) + groups
         order = np.argsort(units, kind="stable")  # leaves the buckets of a unit in their order
         units, buckets, groups = units[order], buckets[order], groups[order]
     kept = np.flatnonzero(differs(units) | differs(buckets))
@@ -244,7 +245,7 @@ def _periods(start: Int64, units: Int64, follow: Follow) -> tuple[Int64, Int64]:
     return found // width, found % width
 
 
-def ranks(values: Int64) -> Int64:
+def _ranks(values: Int64) -> Int64:
     """The rank of each of the rising values among the distinct ones, from 0."""
     return np.cumsum(differs(values)) - 1
 

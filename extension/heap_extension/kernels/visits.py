@@ -10,15 +10,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from heap_extension.kernels.activity import differs
-from heap_extension.kernels.events import Events
+from heap_extension.kernels.events import Events, Int64
 
 __all__ = ["END", "Rule", "Transitions", "Visits", "transitions", "visits"]
-
-Int64 = npt.NDArray[np.int64]
-Bool = npt.NDArray[np.bool_]
 
 END = -1
 """Stands for no node: where a path begins or ends."""
