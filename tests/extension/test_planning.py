@@ -23,7 +23,7 @@ def two_years(dsn: str) -> Iterator[psycopg.Connection[Any]]:
         connection.execute("SELECT heap.create_app('planned', 'UTC', %s)", (2 if distributed else None,))
         connection.execute(
             "SELECT set_config('heap.app', 'planned', false), set_config('heap.now', '2026-06-20', false),"
-            " set_config('heap.strategy', 'merge', false)"  # kernels plan the same reads, one by one
+            " set_config('heap.strategy', 'merge', false)"  # kernels keep their plans
         )
         connection.execute("SELECT heap.make_partitions('planned', %s, %s)", (_FIRST, _LAST))
         connection.execute(

@@ -151,7 +151,10 @@ def test_a_snapshot_sees_events_once_while_they_move_to_a_partition_of_their_own
         assert _users(reader) == [3, 3, 3]
         earlier.commit()
         assert _users(earlier) == [3, 3, 3]
-    reader.execute(f"DROP TABLE {_APP}.events_2025_03")
+        earlier.commit()
+        _settle(earlier)
+        reader.execute(f"DROP TABLE {_APP}.events_2025_03")
+        assert _users(earlier) == [1, 1, 1], "what is dropped is gone for every snapshot"
 
 
 @pytest.mark.parametrize("dsn", ["postgres"], indirect=True)

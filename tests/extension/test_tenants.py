@@ -513,11 +513,11 @@ def test_a_kernel_reads_what_its_caller_may_and_changes_nothing(tenants: str) ->
         groups = {"group_keys": ["group_1"], "group_step": 0, "group_of_user": None, "user_keys": [], "users": None}
         limits = {"window": 1, "now": 0, "buckets": [], "slice": 1_000, "probe_cost": 15}
         asked = json.dumps({"schema": app, "steps": steps, **groups, **limits})
-        return f"SELECT bucket, group_values, users FROM heap._funnel_kernel('acme.users'::regclass, {sql.quote(asked)})".encode()
+        call = f"heap._funnel_kernel(tableoid, {sql.quote(asked)})"
+        return f"SELECT (t).group_values, sum((t).users[1]) FROM (SELECT {call} AS t FROM acme.shards) AS s GROUP BY 1".encode()
 
     with _connect(tenants, "ada") as ada:
-        (found,) = ada.execute(call("acme"))
-        assert found == (None, ["/Home"], [5, 0])
+        assert ada.execute(call("acme")).fetchall() == [(["/Home"], 5)]
         _refused(ada, call("bolt").decode())
         for attempt in (
             "user_id IN (DELETE FROM acme.users RETURNING user_id)",

@@ -94,8 +94,8 @@ def _merged(runs: Sequence[Events], order: Int64, users: Int64, times: Int64) ->
 def _in_order(runs: Sequence[Events]) -> tuple[Int64, Int64, Int64]:
     """The positions of the events, run after run, in the order of users and times; and these.
 
-    Runs mostly follow each other in time, and each is in order: a stable sort by user alone, merging what is sorted
-    already, is enough unless runs overlap.
+    Runs mostly follow each other in time, and each is in order: a stable sort by user alone, which merges what is
+    sorted already, is enough unless runs overlap.
     """
     users, times = _concatenated([run.users for run in runs]), _concatenated([run.times for run in runs])
     order = np.argsort(users, kind="stable")

@@ -35,8 +35,6 @@ class Database(Protocol):
 
     def execute(self, plan: Any, arguments: list[Any]) -> Iterable[Mapping[str, Any]]: ...
 
-    def quote_literal(self, text: str) -> str: ...
-
     def quote_ident(self, text: str) -> str: ...
 
 
@@ -141,8 +139,8 @@ class _Parameter(NamedTuple):
     condition: str = ""
 
 
-_MAX_PLANS = 2_000
-"""Plans that a session keeps; about 15 kB each."""
+_MAX_KEPT = 1_000_000
+"""Characters of the queries whose plans a session keeps: about 2,000 plans of 50 kB."""
 
 _plans: OrderedDict[tuple[str, ...], Any] = OrderedDict()
 """By query and types of its parameters, the one used longest ago first."""
@@ -294,18 +292,19 @@ class Shard:
     def _rows(self, query: str, parameters: Sequence[_Parameter] = ()) -> Iterable[Mapping[str, Any]]:
         """Runs a query by the plan that the session keeps of it."""
         key = (query, *(parameter.type for parameter in parameters))
-        if key in _plans:
-            _plans.move_to_end(key)
-        else:
-            _plans[key] = self._database.prepare(query, [parameter.type for parameter in parameters])
-            if len(_plans) > _MAX_PLANS:
-                _plans.popitem(last=False)
+        if key not in _plans:
+            _plans[key] = self._database.prepare(query, list(key[1:]))
+            kept = sum(len(query) for query, *_ in _plans)
+            while kept > _MAX_KEPT and len(_plans) > 1:
+                (dropped, *_), _ = _plans.popitem(last=False)
+                kept -= len(dropped)
+        _plans.move_to_end(key)
         return self._database.execute(_plans[key], [parameter.value for parameter in parameters])
 
     def _parts(self, scan: Scan, selection: Selection) -> list[_Part]:
-        """What to read for a scan, one after the other in time: the partitions that the selection touches. All events
-        in one where a condition reads other tables, which would be read again for each partition, or where the caller
-        may read the events but not each partition."""
+        """What to read for a scan: the partitions that the selection touches. All events in one where a condition reads
+        other tables, which would be read again for each partition, or where the caller may read the events but not each
+        partition."""
         if self._partitions is None:
             self._partitions = self._find_partitions()
         if not self._partitions.readable or len(scan["where"]) > 1:
@@ -330,6 +329,8 @@ class Shard:
         if key not in _partitions or _partitions[key].state != state["state"]:
             by_time, rest = [], None
             for row in self._rows(_PARTITIONS, [name]):
+                if row["name"].isdigit():  # dropped since the snapshot was taken: its events are gone for everybody
+                    continue
                 part = _Part(row["name"], _instant(row["first"], _LEAST), _instant(row["behind"], _GREATEST))
                 if row["is_default"]:
                     rest = _Part(row["name"])
