@@ -99,10 +99,12 @@ def _record(app: str, event: CompiledDefinition, suffix: str | None, covering: S
     values = [app, event.name, event.definition, event.predicate, suffix]
     written = ", ".join("NULL" if value is None else literal(value) for value in values)
     return (
-        "INSERT INTO heap.event_definition (app, name, definition, predicate, index_suffix, uses, covering)"
-        f" VALUES ({written}, {literal_array(event.uses)}, {literal_array(covering)})"
+        "INSERT INTO heap.event_definition"
+        " (app, name, definition, predicate, index_suffix, uses, covering, gates_patterns)"
+        f" VALUES ({written}, {literal_array(event.uses)}, {literal_array(covering)}, true)"
         " ON CONFLICT (app, name) DO UPDATE SET definition = excluded.definition, predicate = excluded.predicate,"
         " index_suffix = excluded.index_suffix, uses = excluded.uses, covering = excluded.covering,"
+        " gates_patterns = excluded.gates_patterns,"
         " changed_at = now(), dormant = false, last_used = now()"
     )
 
