@@ -18,12 +18,14 @@ class Alternative:
     Attributes:
         conditions: SQL conditions over the columns of the events table; none means every event.
         definition: the defined event whose index serves these conditions, when there is one.
+        exact: nothing is asked beyond the definition.
         matching_events: about how many events match the definition, or None when that is not known.
         first_after: what else the event must be, that no condition on single events says.
     """
 
     conditions: tuple[exp.Expr, ...]
     definition: str | None
+    exact: bool = False
     matching_events: int | None = None
     first_after: FirstAfter | None = None
 

@@ -162,6 +162,10 @@ def test_explain_says_which_index_serves_each_step(shop: psycopg.Connection[Any]
     lines = [line for (line,) in shop.execute("SELECT heap.explain(%s)", (_FUNNEL,))]
     assert lines[0].startswith("step 1 (Viewed pricing): index only scan of ")
     assert "timeline: merged from the indexes, no sort" in lines
+    shop.execute("SET heap.strategy = 'vector'")
+    lines = [line for (line,) in shop.execute("SELECT heap.explain(%s)", (_FUNNEL,))]
+    assert lines[0].startswith("step 1 (Viewed pricing): index only scan of ")
+    assert "timeline: merged by the kernels" in lines
 
 
 def test_explain_says_which_strategy_runs_and_why(shop: psycopg.Connection[Any]) -> None:

@@ -10,16 +10,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from sqlglot import exp
 
 from heap_compiler.bound import GroupKey
 from heap_compiler.groups import group_columns, user_values
-from heap_compiler.scan import EVENT_ORDER, Scan, scans_in
+from heap_compiler.passes.choose_strategy import PROBE_COST
+from heap_compiler.scan import EVENT_ORDER, Scan, matching, scans, scans_in
 from heap_compiler.sequence import Sequence, SequenceStep
 from heap_compiler.sql import (
+    all_of,
     cast,
     column,
     function,
@@ -32,7 +34,6 @@ from heap_compiler.sql import (
     union_all,
     walk,
 )
-from heap_compiler.strategies.reading import step_events
 
 __all__ = ["KernelCall", "kernel_calls", "kernel_column", "kernel_totals"]
 
@@ -82,9 +83,8 @@ def kernel_totals(
     of_user = [name for name, key in zip(names, keys, strict=True) if key.of_user]
     steps = [
         {
-            "read": reads.add(_read(sequence, index, of_event if index == group_step else {})),
+            "events": _selection(sequence, index, of_event if index == group_step else {}, reads),
             "within": None if step.within is None else _microseconds(step.within),
-            "size": _rows_of_shard(step, sequence.shards),
         }
         for index, step in enumerate(sequence.steps, start=1)
     ]
@@ -100,6 +100,7 @@ def kernel_totals(
         "user_keys": of_user,
         "users": None if users is None else reads.add(users.copy()),
         "slice": _SLICE,
+        "probe_cost": PROBE_COST,
     }
     written = cast(text(json.dumps(specification, ensure_ascii=False, separators=(",", ":"))), "json")
     call = function("heap._funnel_kernel", column("tableoid", "shards"), written)
@@ -114,18 +115,27 @@ def kernel_column(name: str, step: int | None = None) -> exp.Expr:
     return value if step is None else exp.Bracket(this=value, expressions=[number(step)], offset=1)
 
 
-def _read(sequence: Sequence, index: int, values: dict[str, exp.Expr]) -> exp.Query:
-    """The events of a step in their order, with the values."""
-    step = replace(sequence.steps[index - 1], driver=None)
-    alone = replace(sequence, steps=(step, *sequence.steps[1:])) if index == 1 else sequence
-    parts: list[exp.Select] = step_events(alone, step, values, alias=f"{sequence.alias}_{index}")
-    if len(parts) == 1:
-        return parts[0]
-    return select(
-        [column(name) for name in (*EVENT_ORDER, *values)],
-        subquery(union_all(parts), "matching"),
-        order_by=[column(name) for name in EVENT_ORDER],
-    )
+def _selection(sequence: Sequence, index: int, values: dict[str, exp.Expr], reads: _Reads) -> dict[str, object]:
+    """The events of a step, with the values: a `Selection` of `heap_extension.kernels.shard`."""
+    step, alias = sequence.steps[index - 1], f"{sequence.alias}_{index}"
+    assert step.read is not None
+    columns = {**{name: column(name) for name in EVENT_ORDER}, **values}
+    reads.show(union_all(scans(sequence.schema, step.event, step.read, columns, alias=alias, ordered=True)))
+    return {
+        "scans": [
+            {
+                "alias": alias,
+                "where": reads.parts(all_of(matching(sequence.schema, alternative, step.read, alias=alias))),
+                "definition": alternative.definition if alternative.exact else None,
+            }
+            for alternative in step.event.alternatives
+        ],
+        "start": _microseconds(step.read.start - _EPOCH),
+        "end": _microseconds(step.read.end - _EPOCH),
+        "first_since": _microseconds(sequence.entry.start - _EPOCH) if sequence.first_time and index == 1 else None,
+        "values": [reads.parts(value)[0] for value in values.values()],
+        "size": _events_of_shard(step, sequence.shards),
+    }
 
 
 def _users_in_order(users: exp.Select, values: Items[str]) -> exp.Select:
@@ -133,7 +143,7 @@ def _users_in_order(users: exp.Select, values: Items[str]) -> exp.Select:
     return select(names, subquery(users, "grouped_users"), order_by=[column("user_id")])
 
 
-def _rows_of_shard(step: SequenceStep, shards: int) -> int | None:
+def _events_of_shard(step: SequenceStep, shards: int) -> int | None:
     matching = step.matching_events
     return None if matching is None else -(-matching // shards)
 
@@ -143,7 +153,8 @@ def _microseconds(duration: timedelta) -> int:
 
 
 class _Reads:
-    """Queries on their way into a specification: as SQL in parts, with the names of the app's tables between them."""
+    """What a kernel reads, on its way into a specification: SQL in parts, with the names of the app's tables between
+    them."""
 
     def __init__(self, schema: str) -> None:
         self._schema = schema
@@ -151,17 +162,26 @@ class _Reads:
         self.queries: list[str] = []
 
     def add(self, query: exp.Query) -> list[str]:
-        """The query's parts; those at odd positions are names of tables."""
+        """The parts of a query that is run as it is."""
+        self.show(query)
+        return self.parts(query)
+
+    def show(self, query: exp.Query) -> None:
+        """Notes a query that says what is read, for people."""
         self.scans += scans_in(query)
-        for table in walk(query):
+        self.queries.append(_written(query))
+
+    def parts(self, expression: exp.Expr) -> list[str]:
+        """The expression's SQL in parts; those at odd positions are names of tables."""
+        for table in walk(expression):
             if isinstance(table, exp.Table) and table.db == self._schema:
                 if not table.alias:
                     table.set("alias", exp.TableAlias(this=exp.to_identifier(table.name)))
                 table.set("this", exp.to_identifier(f"{_MARK}{table.name}{_MARK}", quoted=True))
                 table.set("db", None)
-        sql = query.sql(dialect="postgres", normalize_functions=False, comments=False, copy=False)
-        parts = re.split(f'"{_MARK}([^{_MARK}]*){_MARK}"', sql)
-        schema = exp.to_identifier(self._schema, quoted=True).sql("postgres")
-        shown = (part if at % 2 == 0 else f'{schema}."{part}"' for at, part in enumerate(parts))
-        self.queries.append("".join(shown))
-        return parts
+        return re.split(f'"{_MARK}([^{_MARK}]*){_MARK}"', _written(expression))
+
+
+def _written(expression: exp.Expr) -> str:
+    """The expression's SQL, on one line."""
+    return expression.sql(dialect="postgres", normalize_functions=False, comments=False, copy=False)

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import NamedTuple, TypedDict
 
 import numpy as np
-import numpy.typing as npt
 
-from heap_extension.kernels.chains import Chains, Events, Reached, blocks, continued, entered, furthest
-from heap_extension.kernels.shard import NULL, Database, Query, Shard
+from heap_extension.kernels.chains import Chains, Reached, blocks, continued, entered, furthest
+from heap_extension.kernels.events import Events, Int64, changes
+from heap_extension.kernels.shard import NULL, Between, Database, Query, Selection, Shard, Users
 
-__all__ = ["PROBE_COST", "Totals", "funnel"]
-
-Int64 = npt.NDArray[np.int64]
-
-PROBE_COST = 15
-"""Looking up one user costs about as much as reading this many events in the order of the index."""
+__all__ = ["Totals", "funnel"]
 
 _MAX_PROBED = 20_000
 """More users than this are not looked up one by one: their ids would make too long a condition."""
@@ -26,18 +20,12 @@ _MAX_PROBED = 20_000
 _SHARE_OF_UNKNOWN = 8
 """A step of which nobody knows the size is taken for this part of all events."""
 
-_USER, _TIME, _ID = (
-    "pg_catalog.int8send(user_id)", "pg_catalog.timestamptz_send(time)", "pg_catalog.int8send(event_id)"
-)  # fmt: skip
-
 
 class _Step(TypedDict):
-    """A step: its `read` of user_id, time, event_id, in this order; how long after the step before it may happen, in
-    microseconds; about how many rows a shard has of it, if that is known."""
+    """A step: its events, and how many microseconds after the step before it they may happen."""
 
-    read: Query
+    events: Selection
     within: int | None
-    size: int | None
 
 
 class _Specification(TypedDict):
@@ -50,11 +38,12 @@ class _Specification(TypedDict):
         now: chains that began less than a window before may still go on.
         buckets: the first instants of the buckets of the entries; none without buckets.
         group_keys: the columns of the groups, `group_1`, ...
-        group_step: index of the step whose read has those of them that are values of an event.
+        group_step: index of the step whose events have as their values those that are not of a user.
         group_of_user: a read of user_id and those that are values of a user; None when there are none.
         user_keys: which these are.
         users: a read of the user_id of those that count; None for all.
         slice: how many rows of a step are in memory at once, about.
+        probe_cost: looking up one user costs about as much as reading this many events.
     """
 
     schema: str
@@ -68,6 +57,7 @@ class _Specification(TypedDict):
     user_keys: list[str]
     users: Query | None
     slice: int
+    probe_cost: int
 
 
 class Totals(NamedTuple):
@@ -120,77 +110,49 @@ class _Funnel:
         self._event_keys = [key for key in asked["group_keys"] if key not in asked["user_keys"]]
         self._users: Int64 | None = None
         if asked["users"] is not None:
-            (users,), _ = shard.read(asked["users"], [_USER])
+            users, _ = shard.read(asked["users"])
             self._users = np.unique(users)
         self._grouped_users: Int64 = np.zeros(0, np.int64)
         self._user_values: dict[str, list[bytes]] = {}
         if asked["group_of_user"] is not None:
-            (self._grouped_users,), values = shard.read(asked["group_of_user"], [_USER], asked["user_keys"])
+            self._grouped_users, values = shard.read(asked["group_of_user"], asked["user_keys"])
             self._user_values = dict(zip(asked["user_keys"], values, strict=True))
 
     def chains(self) -> Iterator[tuple[Chains, list[_Coded]]]:
         """Every user's chain with its group, by slices of users that fit into memory."""
-        for where in self._slices():
-            first, values = self._read(0, where)
+        for users in self._slices():
+            first = self._shard.events(self._asked["steps"][0]["events"], users)
             if self._users is not None:
-                kept = np.flatnonzero(np.isin(first.users, self._users))
-                first, values = first.at(kept), [[texts[at] for at in kept.tolist()] for texts in values]
-            begin = 0
+                first = first.at(np.flatnonzero(np.isin(first.users, self._users)))
             for events, line in blocks(first, self._asked["window"]):
-                end = begin + len(events.users)
-                values_here = [texts[begin:end] for texts in values]
-                near = where if end - begin == len(first.users) else _between(line.users[0], line.users[-1])
-                begin = end
+                whole = len(events.users) == len(first.users)
+                near = users if whole else Between(int(line.users[0]), int(line.users[-1]))
                 steps = [entered(events, line)]
-                for index in range(1, len(self._asked["steps"])):
-                    more, values_of_step = self._read(index, self._of_few(index, steps[-1], near))
-                    values_here = values_of_step or values_here
-                    within = self._asked["steps"][index]["within"]
-                    steps.append(continued(steps[-1], more, self._asked["window"], within))
+                for step in self._asked["steps"][1:]:
+                    more = self._shard.events(step["events"], self._of_few(step["events"], steps[-1], near))
+                    steps.append(continued(steps[-1], more, self._asked["window"], step["within"]))
                 chains = furthest(steps)
-                yield chains, self._groups(chains, values_here)
+                yield chains, self._groups(chains, steps[self._asked["group_step"]].events)
 
-    def _slices(self) -> list[str]:
-        """Conditions on user_id, such that about `slice` rows of each step fulfil each of them."""
-        unknown = self._shard.events() // _SHARE_OF_UNKNOWN
-        sizes = [unknown if step["size"] is None else step["size"] for step in self._asked["steps"]]
-        count = -(-max(sizes) // self._asked["slice"])
-        if count < 2:
-            return ["true"]
-        read = self._asked["steps"][sizes.index(max(sizes))]["read"]
-        tiles = (
-            "SELECT min(user_id) AS user_id FROM"
-            f" (SELECT user_id, pg_catalog.ntile({count}) OVER (ORDER BY user_id) AS tile FROM ({read[0]}",
-            *read[1:-1],
-            f"{read[-1]}) AS rows) AS tiles GROUP BY tile",
-        )
-        (starts,), _ = self._shard.read(tiles, [_USER])
-        inner = [int(start) for start in np.unique(starts)[1:]]
-        if not inner:
-            return ["true"]
-        between = [f"user_id >= {low} AND user_id < {high}" for low, high in pairwise(inner)]
-        return [f"user_id < {inner[0]}", *between, f"user_id >= {inner[-1]}"]
+    def _slices(self) -> list[Users | None]:
+        """Users, such that there are about `slice` events of each step of theirs."""
+        steps = [step["events"] for step in self._asked["steps"]]
+        sizes = [step["size"] for step in steps]
+        unknown = self._shard.known_events() // _SHARE_OF_UNKNOWN if None in sizes else 0
+        known = [unknown if size is None else size for size in sizes]
+        count = -(-max(known) // self._asked["slice"])
+        return [None] if count < 2 else list(self._shard.slices(steps[known.index(max(known))], count))
 
-    def _of_few(self, index: int, reached: Reached, where: str) -> str:
-        """The condition `where`, with the users still on their way when they are few enough to be looked up."""
-        size = self._asked["steps"][index]["size"]
-        users = reached.line.users[np.unique(reached.ranks)]
-        if len(users) == 0:
-            return "false"
-        if size is None or len(users) > _MAX_PROBED or len(users) * PROBE_COST > size:
-            return where
-        return f"user_id = ANY ('{{{','.join(map(str, users.tolist()))}}}'::pg_catalog.int8[])"
+    def _of_few(self, events: Selection, reached: Reached, users: Users | None) -> Users | None:
+        """The users still on their way when they are few enough to be looked up; else `users`."""
+        ranks = reached.ranks
+        on_their_way = reached.line.users[ranks[changes(ranks)]]
+        most = 0 if events["size"] is None else min(events["size"] // self._asked["probe_cost"], _MAX_PROBED)
+        return on_their_way if len(on_their_way) <= most else users
 
-    def _read(self, index: int, where: str) -> tuple[Events, list[list[bytes]]]:
-        """The events of a step, and the values of the group keys when it is the step that has them."""
-        read = self._asked["steps"][index]["read"]
-        texts = self._event_keys if index == self._asked["group_step"] else []
-        (users, times), values = self._shard.read(read, [_USER, _TIME], texts, where)
-        return Events(users, times, lambda: self._shard.read(read, [_ID], (), where)[0][0]), values
-
-    def _groups(self, chains: Chains, values: list[list[bytes]]) -> list[_Coded]:
-        """The value of each group key per chain: of its event, or of its user."""
-        of_events = dict(zip(self._event_keys, values, strict=True))
+    def _groups(self, chains: Chains, events: Events) -> list[_Coded]:
+        """The value of each group key per chain: of its event, one of these, or of its user."""
+        of_events = dict(zip(self._event_keys, events.values, strict=True))
         at_event = chains.sources[self._asked["group_step"]]
         at_user = np.searchsorted(self._grouped_users, chains.users)
         at_user[at_user == len(self._grouped_users)] = -1
@@ -200,10 +162,6 @@ class _Funnel:
             _coded(of_events[key], at_event) if key in of_events else _coded(self._user_values[key], at_user)
             for key in self._asked["group_keys"]
         ]
-
-
-def _between(first: int, last: int) -> str:
-    return f"user_id BETWEEN {first} AND {last}"
 
 
 def _coded(texts: Sequence[bytes], positions: Int64) -> _Coded:

@@ -10,13 +10,11 @@ ROWS 10
 COST 1000000
 SET search_path = pg_catalog, pg_temp
 SET standard_conforming_strings = on
+SET plan_cache_mode = force_generic_plan
 SET max_parallel_workers_per_gather = 0
 SET jit = off
 AS $python$
-if "kernels" not in GD:
-    import sys
-    sys.path.insert(0, "@python_path@")
-    GD["kernels"] = "@version@"
+@load_kernels@
 from heap_extension.kernels.funnel import funnel
 return funnel(plpy, relation, specification)
 $python$;
@@ -31,10 +29,7 @@ STRICT
 PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $python$
-if "kernels" not in GD:
-    import sys
-    sys.path.insert(0, "@python_path@")
-    GD["kernels"] = "@version@"
+@load_kernels@
 from heap_extension.kernels.durations import quantiles
 return quantiles(durations, fractions)
 $python$;
@@ -49,10 +44,7 @@ STRICT
 PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $python$
-if "kernels" not in GD:
-    import sys
-    sys.path.insert(0, "@python_path@")
-    GD["kernels"] = "@version@"
+@load_kernels@
 from heap_extension.kernels.durations import average
 return average(durations)
 $python$;
@@ -66,10 +58,7 @@ STRICT
 PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $python$
-if "kernels" not in GD:
-    import sys
-    sys.path.insert(0, "@python_path@")
-    GD["kernels"] = "@version@"
+@load_kernels@
 from heap_extension.kernels.durations import counts
 return counts(durations, lows)
 $python$;
