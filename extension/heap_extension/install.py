@@ -83,11 +83,13 @@ def install(postgres: Postgres, version: str = VERSION, sql: Path = _SQL) -> lis
     """Writes the files; what a running server has loaded stays as it is until its sessions end.
 
     Raises:
-        InstallError: PL/Python is missing, PostgreSQL's directories are not writable, or plpython3 would not find
-            libraries built for its Python.
+        InstallError: PL/Python or pageinspect is missing, PostgreSQL's directories are not writable, or plpython3 would
+            not find libraries built for its Python.
     """
     if not postgres.has_extension("plpython3u"):
         raise InstallError(f"PL/Python is missing: apt-get install postgresql-plpython3-{postgres.version}")
+    if not postgres.has_extension("pageinspect"):
+        raise InstallError("pageinspect is missing: it comes with the package of PostgreSQL's contrib modules")
     for directory in (postgres.extensions, postgres.lib):
         if not os.access(directory, os.W_OK):
             raise InstallError(f"{directory} is not writable: run `heap install` once as root")

@@ -20,7 +20,7 @@ from heap_extension.user_ids import hash_bigint
 from heap_ingest.dead_letters import Rejected
 from heap_ingest.enrich import Enrichment
 from heap_ingest.log import Record
-from heap_ingest.messages import EventMessage, IdentifyMessage, Message, UserMessage, decode
+from heap_ingest.messages import Event, EventMessage, EventsMessage, IdentifyMessage, Message, UserMessage, decode
 
 __all__ = ["Batch", "FencedError", "Store", "Stored", "is_data_error", "read_batch"]
 
@@ -54,7 +54,7 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """Messages in it, those rejected among them."""
+        """Events, properties of users and identities in it, and what is rejected."""
         rows = sum(len(rows) for rows_of in (self.events, self.users) for rows in rows_of.values())
         return rows + len(self.identifies) + len(self.rejected)
 
@@ -74,16 +74,19 @@ class Stored:
 
 
 def read_batch(
-    records: Iterable[Record], enrichment: Enrichment, wanted: Callable[[Message], bool] | None = None
+    records: Iterable[Record],
+    enrichment: Enrichment,
+    wanted: Callable[[Message], bool] | None = None,
+    batch: Batch | None = None,
 ) -> Batch:
-    """The batch of these records. Those that are no messages are rejected; those not `wanted` are left out."""
-    batch = Batch()
+    """The batch of these records, or the one given with these added. Those that are no messages are rejected; those not
+    `wanted` are left out."""
+    batch = batch or Batch()
     for record in records:
-        _, partition, offset, _, value = record
-        first, _ = batch.offsets.get(partition, (offset, 0))
-        batch.offsets[partition] = first, offset + 1
+        first, _ = batch.offsets.get(record.partition, (record.offset, 0))
+        batch.offsets[record.partition] = first, record.offset + 1
         try:
-            message = decode(value)
+            message = decode(record.value)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             batch.rejected.append(Rejected(record, f"not a message: {error}"))
             continue
@@ -92,8 +95,12 @@ def read_batch(
         if batch.oldest is None or message.received_at < batch.oldest:
             batch.oldest = message.received_at
         match message:
+            case EventsMessage():
+                added, rows = enrichment.columns(message), batch.events[message.app]
+                for position, event in enumerate(message.events):
+                    rows.append((Record(*record[:5], position), _event_row(event, added)))
             case EventMessage():
-                batch.events[message.app].append((record, _event_row(message, enrichment)))
+                batch.events[message.app].append((record, _event_row(message, enrichment.columns(message))))
             case UserMessage():
                 properties = msgspec.json.encode(message.properties).decode()
                 batch.users[message.app].append((record, (message.user_id, message.time, properties)))
@@ -102,8 +109,8 @@ def read_batch(
     return batch
 
 
-def _event_row(event: EventMessage, enrichment: Enrichment) -> tuple[Any, ...]:
-    columns = {**enrichment.columns(event), **event.columns}
+def _event_row(event: Event | EventMessage, added: Mapping[str, str]) -> tuple[Any, ...]:
+    columns = {**added, **event.columns}
     properties = event.properties
     if not columns.keys() <= _LOADED:  # the address, and columns of another version
         properties = {**{name: text for name, text in columns.items() if name not in _LOADED}, **properties}

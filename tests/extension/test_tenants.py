@@ -31,6 +31,10 @@ _OPERATORS_ONLY = {
     "make_roles": "makes roles",
     "grant_analyst": "grants roles",
     "make_shards": "makes tables",
+    "_create_packs": "makes tables",
+    "_distribute_with_users": "makes shards",
+    "_make_pack": "writes packs",
+    "_raw_page": "reads pages of any table",
     "_make_role": "makes roles",
     "_drop_roles": "drops roles",
     "_grant_functions": "grants",
@@ -304,8 +308,9 @@ def test_functions_are_granted_by_rule_or_withheld_for_a_reason(tenants: str) ->
         ).fetchall()
     in_python = {name for _, name, language, *_ in functions if language == "plpython3u"}
     kernels = {"_funnel_kernel", "_counting_kernel", "_paths_kernel"}
-    assert in_python == {"_compile", "_average_duration", "_duration_counts", "_duration_quantiles"} | kernels
-    assert {name for _, name, _, is_definer, *_ in functions if is_definer} == {"_run_in"}
+    computing = {"_average_duration", "_duration_counts", "_duration_quantiles"}
+    assert in_python == {"_compile", "_page_stamps", "_make_pack"} | kernels | computing
+    assert {name for _, name, _, is_definer, *_ in functions if is_definer} == {"_run_in", "_page_stamps"}
     assert {name for _, name, *_, tenant, _ in functions if not tenant} == set(_OPERATORS_ONLY)
     for signature, _, _, _, only_computes, _, anybody in functions:
         assert anybody == only_computes, signature

@@ -19,6 +19,7 @@ from tests import oracle
 from tests.histories import NOW, ZONE, histories, insert
 from tests.merges import finish_merges, person, relabelled
 from tests.oracle import Event
+from tests.servers import Lender
 
 _Connection = psycopg.Connection[Any]
 _ROWS = "SELECT user_id, time, event_id, type, properties FROM people.events ORDER BY 1, 2, 3"
@@ -39,8 +40,8 @@ def people(dsn: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def crowd(people: str) -> Iterator[_Connection]:
-    with psycopg.connect(people, autocommit=True) as connection:
+def crowd(people: str, lender: Lender) -> Iterator[_Connection]:
+    with lender.connection(people, autocommit=True) as connection:
         connection.execute("SELECT set_config('heap.app', 'people', false), set_config('heap.now', %s, false)", (NOW,))
         _clear(connection)
         yield connection

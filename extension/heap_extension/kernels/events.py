@@ -48,6 +48,12 @@ class Events:
         values = [texts[first:last] for texts in self.values]
         return Events(self.users[first:last], self.times[first:last], lambda: self.ids[first:last], values)
 
+    def of(self, users: Int64) -> Events:
+        """The events of these users."""
+        begins = changes(self.users)
+        lengths = np.diff(begins, append=len(self.users))
+        return self.at(np.flatnonzero(np.repeat(np.isin(self.users[begins], users), lengths)))
+
 
 def changes(values: Int64) -> Int64:
     """The positions at which a rising array has a new value."""

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 import numpy as np
 
 from heap_extension.kernels.events import Events, Int64, changes, joined, nothing, united
+from heap_extension.kernels.packs import Packs
 
 __all__ = ["NULL", "Between", "Database", "Query", "Scan", "Selection", "Shard", "Users"]
 
@@ -142,6 +143,9 @@ class _Parameter(NamedTuple):
 _MAX_KEPT = 1_000_000
 """Characters of the queries whose plans a session keeps: about 2,000 plans of 50 kB."""
 
+_PACKED_PER_LOOKUP = 400
+"""Events read from a pack in the time that a user is looked up in one partition."""
+
 _plans: OrderedDict[tuple[str, ...], Any] = OrderedDict()
 """By query and types of its parameters, the one used longest ago first."""
 
@@ -202,6 +206,7 @@ class Shard:
         self._own_name: str | None = None
         self._tables: dict[str, str] = {}
         self._partitions: _Partitions | None = None
+        self._packs: Packs | None = None
 
     def events(self, selection: Selection, users: Users | None = None) -> Events:
         """The events of a selection.
@@ -253,8 +258,36 @@ class Shard:
         return users, values
 
     def _events_of(self, scan: Scan, selection: Selection, users: Users | None) -> Events:
-        runs = [self._run(part, scan, selection, users) for part in self._parts(scan, selection)]
+        parts = self._parts(scan, selection)
+        packed = self._packed(parts, scan, selection, users)
+        runs = [packed.get(part.table) or self._run(part, scan, selection, users) for part in parts]
         return joined(runs) if runs else nothing(len(selection["values"]))
+
+    def _packed(
+        self, parts: Sequence[_Part], scan: Scan, selection: Selection, users: Users | None
+    ) -> dict[str, Events]:
+        """The events of those partitions that have a pack of the scan's condition, by table; without those in which few
+        users are sooner looked up."""
+        if scan["definition"] is None or selection["values"]:
+            return {}
+        if self._packs is None:
+            self._packs = Packs(self._run_kept, self._table("packs"))
+        condition = self._text(scan["where"])
+        usable = self._packs.usable(condition, [part.table for part in parts])
+        first, last = (_LEAST, _GREATEST) if users is None else (int(users[0]), int(users[-1]))
+        found: dict[str, Events] = {}
+        for part in parts:
+            if part.table not in usable:
+                continue
+            if isinstance(users, np.ndarray) and len(users) * _PACKED_PER_LOOKUP < usable[part.table]:
+                continue
+            events = self._packs.events(condition, part.table, first, last)
+            if not part.is_inside(selection):
+                events = events.at(
+                    np.flatnonzero((events.times >= selection["start"]) & (events.times < selection["end"]))
+                )
+            found[part.table] = events.of(users) if isinstance(users, np.ndarray) else events
+        return found
 
     def _run(self, part: _Part, scan: Scan, selection: Selection, users: Users | None) -> Events:
         """The events of one partition."""
@@ -288,6 +321,9 @@ class Shard:
             [np.frombuffer(row[f"n{at}"] or b"", ">i8").astype(np.int64) for at in range(len(numbers))],
             [[] if row[f"t{at}"] is None else row[f"t{at}"].split(b"\0") for at in range(len(texts))],
         )
+
+    def _run_kept(self, query: str, types: Sequence[str], values: Sequence[Any]) -> Iterable[Mapping[str, Any]]:
+        return self._rows(query, [_Parameter(name, value) for name, value in zip(types, values, strict=True)])
 
     def _rows(self, query: str, parameters: Sequence[_Parameter] = ()) -> Iterable[Mapping[str, Any]]:
         """Runs a query by the plan that the session keeps of it."""

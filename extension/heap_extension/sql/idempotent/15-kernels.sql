@@ -123,6 +123,22 @@ END
 $$;
 COMMENT ON FUNCTION heap._shard_count(text) IS 'How many shards an app has; on plain PostgreSQL it is one itself';
 
+CREATE OR REPLACE FUNCTION heap._distribute_with_users(app text, relation text)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL THEN
+        EXECUTE format(
+            'SELECT create_distributed_table(%L, ''place'', colocate_with => %L) FROM pg_dist_partition WHERE logicalrelid = %L::regclass',
+            relation, format('%I.users', app), format('%I.users', app)
+        );
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION heap._distribute_with_users(text, text) IS 'Gives a table with a column place a shard beside each of the app''s users, if those have shards';
+
 CREATE OR REPLACE FUNCTION heap.make_shards(app text DEFAULT NULL)
 RETURNS void
 LANGUAGE plpgsql
@@ -132,6 +148,7 @@ DECLARE
     asked text;
     made int;
     shards text;
+    packs text;
     wanted int;
     ids bigint[];
     highest bigint;
@@ -141,12 +158,12 @@ BEGIN
         IF to_regclass(shards) IS NULL THEN
             EXECUTE format('CREATE TABLE %s (place bigint PRIMARY KEY)', shards);
             EXECUTE format('COMMENT ON TABLE %s IS %L', shards, 'One row in every shard: kernels run once for each');
-            IF to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL THEN
-                EXECUTE format(
-                    'SELECT create_distributed_table(%L, ''place'', colocate_with => %L) FROM pg_dist_partition WHERE logicalrelid = %L::regclass',
-                    shards, format('%I.users', asked), format('%I.users', asked)
-                );
-            END IF;
+            PERFORM heap._distribute_with_users(asked, shards);
+        END IF;
+        packs := format('%I.packs', asked);
+        IF to_regclass(packs) IS NULL THEN
+            PERFORM heap._create_packs(packs);
+            PERFORM heap._distribute_with_users(asked, packs);
         END IF;
         wanted := heap._shard_count(asked);
         CONTINUE WHEN made = wanted;
@@ -167,4 +184,4 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION heap.make_shards(text) IS
-'Makes the table shards of an app, or of all, where it is missing, and fills it with a row per shard: after an upgrade, and after shards were split';
+'Makes the tables shards and packs of an app, or of all, where they are missing, and a row per shard: after an upgrade, and after shards were split';
