@@ -134,7 +134,7 @@ def sink(
                 user_agent=_AGENTS[number % 50],
                 **_fields(number, chance, now),
             )
-            sender.send(_TOPIC, encode(message), message_key(message))
+            sender.send(_TOPIC, encode(message), message_key(_APP, message.user_id))
         sender.finish(120)
         ratios = []
         for turn in range(rounds):

@@ -8,7 +8,7 @@ from datetime import datetime
 import msgspec
 
 from heap_extension.load import LOADED_COLUMNS
-from heap_ingest.messages import EventMessage, UserMessage
+from heap_ingest.messages import Event, EventMessage, UserMessage
 
 __all__ = ["EVENT_COLUMNS", "USER_COLUMNS", "event_line", "is_plain", "of_user", "user_line"]
 
@@ -35,7 +35,7 @@ def is_plain(message: bytes) -> bool:
     return b"\\" not in message
 
 
-def event_line(event: EventMessage, added: Mapping[str, str], *, plain: bool) -> str:
+def event_line(event: Event | EventMessage, added: Mapping[str, str], *, plain: bool) -> str:
     """The event's line.
 
     Args:

@@ -21,12 +21,12 @@ from heap_ingest.dead_letters import Rejected
 from heap_ingest.enrich import Enrichment
 from heap_ingest.lines import EVENT_COLUMNS, USER_COLUMNS, event_line, is_plain, of_user, user_line
 from heap_ingest.log import Record
-from heap_ingest.messages import EventMessage, IdentifyMessage, Message, UserMessage, decode
+from heap_ingest.messages import EventMessage, EventsMessage, IdentifyMessage, Message, UserMessage, decode
 
 __all__ = ["Batch", "FencedError", "Row", "Store", "Stored", "is_data_error", "read_batch"]
 
-Row = tuple[Record, int, datetime, str]
-"""What a message puts into a table: the record, the user, the time, and the line for COPY."""
+Row = tuple[Record, int | None, int, datetime, str]
+"""What goes into a table: its record, its position in a message of several events, user, time, and line for COPY."""
 
 _CAREFUL_BATCHES = 20
 """Batches of an app that are staged after one that held known events: where some are sent twice, more are."""
@@ -60,7 +60,7 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """Messages in it, those rejected among them."""
+        """Events, properties of users and identities in it, and what is rejected."""
         rows = sum(len(rows) for rows_of in (self.events, self.users) for rows in rows_of.values())
         return rows + len(self.identifies) + len(self.rejected)
 
@@ -80,16 +80,19 @@ class Stored:
 
 
 def read_batch(
-    records: Iterable[Record], enrichment: Enrichment, wanted: Callable[[Message], bool] | None = None
+    records: Iterable[Record],
+    enrichment: Enrichment,
+    wanted: Callable[[Message], bool] | None = None,
+    batch: Batch | None = None,
 ) -> Batch:
-    """The batch of these records. Those that are no messages are rejected; those not `wanted` are left out."""
-    batch = Batch()
+    """The batch of these records, or the one given with these added. Those that are no messages are rejected; those not
+    `wanted` are left out."""
+    batch = batch or Batch()
     for record in records:
-        _, partition, offset, _, value = record
-        first, _ = batch.offsets.get(partition, (offset, 0))
-        batch.offsets[partition] = first, offset + 1
+        first, _ = batch.offsets.get(record.partition, (record.offset, 0))
+        batch.offsets[record.partition] = first, record.offset + 1
         try:
-            message = decode(value)
+            message = decode(record.value)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             batch.rejected.append(Rejected(record, f"not a message: {error}"))
             continue
@@ -98,11 +101,15 @@ def read_batch(
         if batch.oldest is None or message.received_at < batch.oldest:
             batch.oldest = message.received_at
         match message:
+            case EventsMessage():
+                added, plain, rows = enrichment.columns(message), is_plain(record.value), batch.events[message.app]
+                for position, event in enumerate(message.events):
+                    rows.append((record, position, event.user_id, event.time, event_line(event, added, plain=plain)))
             case EventMessage():
-                line = event_line(message, enrichment.columns(message), plain=is_plain(value))
-                batch.events[message.app].append((record, message.user_id, message.time, line))
+                line = event_line(message, enrichment.columns(message), plain=is_plain(record.value))
+                batch.events[message.app].append((record, None, message.user_id, message.time, line))
             case UserMessage():
-                batch.users[message.app].append((record, message.user_id, message.time, user_line(message)))
+                batch.users[message.app].append((record, None, message.user_id, message.time, user_line(message)))
             case IdentifyMessage():
                 batch.identifies.append((record, message))
     return batch
@@ -194,7 +201,7 @@ class Store:
                     if app in known:
                         counts[app] = insert(kind, app, rows, stored.rejected)
                     else:
-                        stored.rejected += [Rejected(row[0], f"unknown app {app!r}") for row in rows]
+                        stored.rejected += [_rejected(row, f"unknown app {app!r}") for row in rows]
             if stored.rejected:
                 self._bury(stored.rejected)
                 self._count_dead(stored.rejected)
@@ -239,15 +246,15 @@ class Store:
 
         The log keeps them as they were known then. Both tables are small, and mostly empty.
         """
-        users = list({row[1] for row in rows})
+        users = list({row[2] for row in rows})
         found = self._connection.execute(_RESOLVE, {"app": schema, "users": users}).fetchall()
         if not found:
             return rows
         now = {user: merged_into for user, merged_into, _ in found if merged_into is not None}
         erased = {user: erased_at for user, _, erased_at in found if erased_at is not None}
         return [
-            (record, user, time, of_user(line, now[user]) if user in now else line)
-            for record, user, time, line in rows
+            (record, position, user, time, of_user(line, now[user]) if user in now else line)
+            for record, position, user, time, line in rows
             if user not in erased or time > erased[user]
         ]
 
@@ -280,7 +287,7 @@ class Store:
         end = f"\n{prefix}"
         with self._connection.cursor() as cursor, cursor.copy(statement) as copy:
             for first in range(0, len(rows), _PART):
-                lines = [row[3] for row in rows[first : first + _PART]]
+                lines = [row[4] for row in rows[first : first + _PART]]
                 copy.write(f"{prefix}{end.join(lines)}\n".encode())
         return len(rows)
 
@@ -293,7 +300,7 @@ class Store:
             if not is_data_error(error):
                 raise
             if len(rows) == 1:
-                rejected.append(Rejected(rows[0][0], _reason(error)))
+                rejected.append(_rejected(rows[0], _reason(error)))
                 return 0
         half = len(rows) // 2
         return self._bisect(kind, app, rows[:half], rejected) + self._bisect(kind, app, rows[half:], rejected)
@@ -330,6 +337,11 @@ class Store:
 
 
 _Insert = Callable[[str, str, Sequence[Row], list[Rejected]], int]
+
+
+def _rejected(row: Row, reason: str) -> Rejected:
+    record, position = row[:2]
+    return Rejected(record if position is None else record._replace(position=position), reason)
 
 
 def _reason(error: psycopg.Error) -> str:

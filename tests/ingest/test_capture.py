@@ -259,7 +259,7 @@ def test_other_media_types_are_refused(taken: _Taken) -> None:
 
 
 def test_metrics_count_what_was_done(capture: CaptureServer, taken: _Taken) -> None:
-    names = ("heap_capture_messages_total", "heap_capture_rejected_total", "heap_capture_redacted_total",
+    names = ("heap_capture_accepted_total", "heap_capture_rejected_total", "heap_capture_redacted_total",
              "heap_capture_acknowledge_seconds_count")  # fmt: skip
     before = [capture.metric(name) for name in names]
     event = {"type": "x", "user_id": 1, "properties": {"password": "x"}}
