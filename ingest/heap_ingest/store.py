@@ -5,6 +5,7 @@ A batch that is stored again, here or by another, changes nothing: rows have the
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,9 @@ Row = tuple[Record, int | None, int, datetime, str]
 
 _CAREFUL_BATCHES = 20
 """Batches of an app that are staged after one that held known events: where some are sent twice, more are."""
+
+_LONGEST_COURTESY = 5.0
+"""Seconds that a batch waits for those who want to change its apps, at most."""
 
 _PART = 1_000
 """Rows given to COPY at once: the database begins while the rest is being put together."""
@@ -179,6 +183,7 @@ class Store:
             psycopg.Error: the database failed, perhaps after it stored everything: `positions` tells.
             KafkaException: what was rejected could not be buried. Nothing is stored.
         """
+        self._let_changes_pass(batch.apps)
         identified = self._identify(batch)
         try:
             return self._store(batch, identified, self._insert)
@@ -232,6 +237,14 @@ class Store:
                 (count, *self._log, partition),
             )
 
+    def _let_changes_pass(self, apps: set[str]) -> None:
+        """Waits while somebody waits for the row of one of the apps to change it: PostgreSQL gives it to share at once
+        to whoever asks, so that several sinks with always one batch under way would keep a change out for ever."""
+        names = [self._schemas.get(app, app) for app in apps]
+        deadline = time.monotonic() + _LONGEST_COURTESY
+        while self._connection.execute(_CHANGES_WAITING, (names,)).fetchone() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
     def _lock_apps(self, apps: set[str]) -> set[str]:
         """Those of the apps that exist. Until the transaction ends no user of theirs is merged, which would have moved
         rows of this batch that nobody sees yet."""
@@ -253,9 +266,9 @@ class Store:
         now = {user: merged_into for user, merged_into, _ in found if merged_into is not None}
         erased = {user: erased_at for user, _, erased_at in found if erased_at is not None}
         return [
-            (record, position, user, time, of_user(line, now[user]) if user in now else line)
-            for record, position, user, time, line in rows
-            if user not in erased or time > erased[user]
+            (record, position, user, at, of_user(line, now[user]) if user in now else line)
+            for record, position, user, at, line in rows
+            if user not in erased or at > erased[user]
         ]
 
     def _insert(self, kind: str, app: str, rows: Sequence[Row], _rejected: list[Rejected]) -> int:
@@ -358,6 +371,18 @@ _USER_STAGING = (
     "CREATE TEMPORARY TABLE IF NOT EXISTS heap_users_batch (part int, user_id bigint, time timestamptz,"
     " properties jsonb) ON COMMIT DELETE ROWS"
 )
+
+# Of those who wait for a row, one holds the lock of its place.
+_CHANGES_WAITING = """
+SELECT 1 FROM heap.app AS a
+INNER JOIN pg_locks AS l
+    ON l.locktype = 'tuple' AND l.relation = 'heap.app'::regclass AND (l.page, l.tuple) = (
+        split_part(trim('()' FROM a.ctid::text), ',', 1)::int, split_part(trim('()' FROM a.ctid::text), ',', 2)::int
+    )
+WHERE a.name = ANY(%s) AND l.mode IN ('ExclusiveLock', 'AccessExclusiveLock')
+AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+LIMIT 1
+"""
 
 _RESOLVE = """
 SELECT u.user_id, a.merged_into, (
