@@ -18,7 +18,7 @@ demo: $(VENV)/.ready
 
 # Two processes, each with clusters of its own; a file's tests share what it sets up.
 test: $(VENV)/.ready $(VENV)/.peers .kafka
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ __all__ = [
     "ANY",
     "EVENTS",
     "GRID",
+    "GROUPED",
     "NOW",
     "QUESTIONS",
     "RANGE",
@@ -192,6 +193,13 @@ QUESTIONS: tuple[Question, ...] = (
     Retention("retention by week, 10 %", EVENTS["10 %"][0], EVENTS["10 %"][1]),
     Paths("paths across five events of 1 %", EVENTS["1 %"][:5]),
 )
+
+GROUPED: dict[str, str] = {
+    question.events[0].name: question.group_by
+    for question in QUESTIONS
+    if isinstance(question, Funnel) and question.group_by is not None
+}
+"""The events that questions are grouped at, with the column."""
 
 GRID: tuple[Funnel, ...] = tuple(
     Funnel(f"{first} -> {second}", (EVENTS[first][0], EVENTS[second][1]))

@@ -17,7 +17,7 @@ from heap_extension.postgres import find_postgres
 from heap_ingest.broker import Broker, BrokerError, find_kafka
 from heap_ingest.topics import create_topics
 from tests.semantics_app import ensure_app, settle
-from tests.servers import require_citus, server_folder
+from tests.servers import QUICK, Lender, require_citus, server_folder
 from tests.turns import turn
 
 settings.register_profile(
@@ -49,6 +49,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "alone: changes what all tests share on this machine, so no other runs beside it"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that start and kill servers come first: their files take longest, and would else be left for the end."""
+    items.sort(key=lambda item: {"big_cluster", "broker"}.isdisjoint(getattr(item, "fixturenames", ())))
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -100,10 +105,10 @@ def installed(pytestconfig: pytest.Config) -> None:
             done.touch()
 
 
-def _cluster(preload: str | None) -> Iterator[Cluster]:
+def _cluster(preload: str | None = None, settings: str = "") -> Iterator[Cluster]:
     with server_folder() as folder:
         cluster = Cluster(find_postgres(), folder / "cluster")
-        cluster.up(preload=preload)
+        cluster.up(preload=preload, settings=QUICK + settings)
         try:
             # The nodes of a Citus cluster, here one and the same, connect to each other without a password.
             (cluster.data / "pg_hba.conf").write_text("host all all 127.0.0.1/32 trust\nhost all all ::1/128 trust\n")
@@ -114,15 +119,19 @@ def _cluster(preload: str | None) -> Iterator[Cluster]:
             cluster.down()
 
 
+# Each new connection to the node's shards would have to load what kernels need.
+_KEPT_CONNECTIONS = "citus.max_cached_conns_per_worker = 4\n"
+
+
 @pytest.fixture(scope="session")
 def postgres_cluster(installed: None) -> Iterator[Cluster]:
-    yield from _cluster(None)
+    yield from _cluster()
 
 
 @pytest.fixture(scope="session")
 def citus_cluster(installed: None) -> Iterator[Cluster]:
     require_citus()
-    yield from _cluster("citus")
+    yield from _cluster("citus", _KEPT_CONNECTIONS)
 
 
 def _distribute(dsn: str) -> None:
@@ -164,12 +173,19 @@ def broker() -> Iterator[Broker]:
             broker.kill()
 
 
+@pytest.fixture(scope="session")
+def lender() -> Iterator[Lender]:
+    """Who lends connections to the tests of this process."""
+    lender = Lender()
+    yield lender
+    lender.close()
+
+
 @pytest.fixture
-def connection(dsn: str) -> Iterator[psycopg.Connection[Any]]:
+def connection(dsn: str, lender: Lender) -> Iterator[psycopg.Connection[Any]]:
     """A connection whose transaction is rolled back."""
-    with psycopg.connect(dsn) as connection:
+    with lender.connection(dsn) as connection:
         yield connection
-        connection.rollback()
 
 
 @pytest.fixture

@@ -13,9 +13,12 @@ class DictionaryCatalog:
     schema = "shop"
     time_zone = ZoneInfo("Europe/Berlin")
     now = datetime(2026, 6, 17, 12, tzinfo=UTC)
+    is_distributed = True
     shards = 0
     strategy: Strategy = "auto"
     merging: MergingUsers | None = None
+    without_gates: frozenset[str] = frozenset()
+    """Events whose indexes have no gates before regular expressions."""
 
     def __init__(self, definitions: dict[str, str] | None = None, sizes: dict[str, int] | None = None) -> None:
         self.definitions = definitions if definitions is not None else {
@@ -34,6 +37,9 @@ class DictionaryCatalog:
 
     def definition(self, name: str) -> str | None:
         return self.definitions.get(name)
+
+    def gates_patterns(self, name: str) -> bool:
+        return name not in self.without_gates
 
     def event_names(self) -> Iterable[str]:
         return self.definitions

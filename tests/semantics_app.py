@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import psycopg
 
 from tests.histories import DEFINITIONS, NOW
@@ -9,7 +11,9 @@ from tests.histories import DEFINITIONS, NOW
 APP = "meaning"
 
 
+@cache
 def ensure_app(dsn: str) -> None:
+    """Makes the app unless it is there."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         if connection.execute("SELECT 1 FROM heap.app WHERE name = %s", (APP,)).fetchone():
             return

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.data import Dataset
-from benchmarks.peers.engine_process import EngineProcess, Run
-from benchmarks.peers.peer import Asked, once
+from benchmarks.peers.engine_process import Run
+from benchmarks.peers.library import Library
+from benchmarks.peers.peer import Asked
 from benchmarks.work import Event, Funnel, Paths, Question, Retention, Row, Test, Trend
 
 __all__ = ["ClickHouse"]
@@ -43,24 +44,13 @@ def open_clickhouse(path: str) -> Run:
     return run
 
 
-class ClickHouse:
+class ClickHouse(Library):
     """All datasets in one database under `folder`, a table each."""
 
     def __init__(self, folder: Path, layout: Literal["typed", "json"]) -> None:
         self.layout = layout
         self.name = "ClickHouse" if layout == "typed" else "ClickHouse, JSON"
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._engine = EngineProcess(open_clickhouse, str(folder / "database"))
-
-    def start(self) -> None:
-        self._engine.start()
-
-    def stop(self) -> None:
-        self._engine.stop()
-
-    def load(self, dataset: Dataset) -> float:
-        return once(self._folder / f"loaded-{dataset.events}-{dataset.digest}", lambda: self._load(dataset))
+        super().__init__(folder, open_clickhouse, "database")
 
     def _load(self, dataset: Dataset) -> None:
         table = _table(dataset)

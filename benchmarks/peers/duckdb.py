@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data import Dataset
-from benchmarks.peers.engine_process import EngineProcess, Run
-from benchmarks.peers.peer import Asked, once
-from benchmarks.peers.standard_sql import by_asof_joins, in_sql
-from benchmarks.work import Event, Funnel, Question, Row, Test
+from benchmarks.peers.engine_process import Run
+from benchmarks.peers.library import Library
+from benchmarks.peers.peer import Asked
+from benchmarks.peers.standard_sql import by_asof_joins, in_sql, rows_of
+from benchmarks.work import Event, Funnel, Question, Test
 
 __all__ = ["DuckDB"]
 
@@ -26,6 +27,7 @@ def open_duckdb(path: str) -> Run:
     connection.execute(f"SET threads = {os.cpu_count()}")
     connection.execute(f"SET memory_limit = '{_MEMORY}'")
     connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET enable_progress_bar = false")
 
     def run(sql: str) -> list[tuple[Any, ...]]:
         return connection.execute(sql).fetchall()
@@ -33,24 +35,13 @@ def open_duckdb(path: str) -> Run:
     return run
 
 
-class DuckDB:
+class DuckDB(Library):
     """A schema for each dataset, all in one file under `folder`."""
 
     name = "DuckDB"
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        self._engine = EngineProcess(open_duckdb, str(folder / "events.duckdb"))
-
-    def start(self) -> None:
-        self._engine.start()
-
-    def stop(self) -> None:
-        self._engine.stop()
-
-    def load(self, dataset: Dataset) -> float:
-        return once(self._folder / f"loaded-{dataset.events}-{dataset.digest}", lambda: self._load(dataset))
+        super().__init__(folder, open_duckdb, "events.duckdb")
 
     def _load(self, dataset: Dataset) -> None:
         self._engine.run(f"CREATE SCHEMA IF NOT EXISTS {_schema(dataset)}")
@@ -71,7 +62,7 @@ class DuckDB:
             sql = in_sql(question, _condition)
         self._engine.run(f"USE {_schema(dataset)}")
         seconds, rows = self._engine.run(sql, _PATIENCE)
-        return Asked(seconds, _answer(question, rows))
+        return Asked(seconds, rows_of(question, rows))
 
     def bytes_per_event(self, dataset: Dataset) -> float:
         self._engine.run(f"USE {_schema(dataset)}")
@@ -99,9 +90,3 @@ def _condition(event: Event) -> str:
 def _test(test: Test) -> str:
     literal = "'" + test.value.replace("'", "''") + "'"
     return f"{test.column} = {literal}" if test.operator == "=" else f"regexp_matches({test.column}, {literal})"
-
-
-def _answer(question: Question, rows: list[tuple[Any, ...]]) -> set[Row]:
-    if isinstance(question, Funnel):
-        return question.rows(rows)
-    return {tuple(value if isinstance(value, int | None) else str(value) for value in row) for row in rows}

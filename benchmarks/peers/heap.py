@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.data import MONTHS, Dataset
 from benchmarks.peers.peer import Asked, TookTooLongError
-from benchmarks.work import EVENTS, NOW, Funnel, Paths, Question, Retention, Row, Trend
+from benchmarks.work import EVENTS, GROUPED, NOW, Funnel, Paths, Question, Retention, Row, Trend
 from heap_extension.citus_cluster import CitusCluster
 from heap_extension.cluster import Cluster
 from heap_extension.install import VERSION, extension_scripts
@@ -127,6 +127,9 @@ class Heap:
             for tier in self.tiers:
                 for event in EVENTS[tier]:
                     connection.execute("SELECT heap.define_event(%s, %s)", (event.name, event.definition))
+            for event, column in GROUPED.items():
+                if event in {event.name for tier in self.tiers for event in EVENTS[tier]}:
+                    connection.execute("SELECT heap.cover_event(%s, %s)", (event, column))
             for table in ("users", *(f"events_{month.replace('-', '_')}" for month in MONTHS)):
                 connection.execute(f"VACUUM (ANALYZE, FREEZE) {app}.{table}")
             connection.execute("CHECKPOINT")
@@ -183,7 +186,9 @@ class Heap:
             (version,) = connection.execute("SHOW server_version").fetchone() or ("",)
             citus = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'citus'").fetchone()
         on = f" with Citus {citus[0]}, {self.workers} workers, {self.workers} shards" if citus else ""
-        return f"PostgreSQL {version}{on}; " + ", ".join(f"{name} = {value[0]}" for name, value in found if value)
+        set_to = ", ".join(f"{name} = {value[0]}" for name, value in found if value)
+        covered = "".join(f'; {column} covered for "{event}"' for event, column in GROUPED.items())
+        return f"PostgreSQL {version}{on}; {set_to}{covered}"
 
     def _copy(self, app: str, file: Path) -> None:
         names = pq.read_schema(file).names

@@ -11,8 +11,8 @@ import psycopg
 from benchmarks.data import Dataset
 from benchmarks.peers.heap import Heap, app_of
 from benchmarks.peers.peer import Asked, TookTooLongError
-from benchmarks.peers.standard_sql import in_sql
-from benchmarks.work import Event, Funnel, Question, Row, Test
+from benchmarks.peers.standard_sql import in_sql, rows_of
+from benchmarks.work import Event, Funnel, Question, Test
 
 __all__ = ["Postgres"]
 
@@ -86,7 +86,7 @@ class Postgres:
             rows = self._connection.execute(sql).fetchall()  # type: ignore[arg-type]
         except psycopg.errors.QueryCanceled:
             raise TookTooLongError(_PATIENCE) from None
-        return Asked(time.perf_counter() - began, _answer(question, rows))
+        return Asked(time.perf_counter() - began, rows_of(question, rows))
 
     def bytes_per_event(self, dataset: Dataset) -> float:
         with psycopg.connect(self._heap.dsn) as connection:
@@ -115,9 +115,3 @@ def _test(test: Test) -> str:
 
 def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
-
-
-def _answer(question: Question, rows: list[tuple[Any, ...]]) -> set[Row]:
-    if isinstance(question, Funnel):
-        return question.rows(rows)
-    return {tuple(value if isinstance(value, int | None) else str(value) for value in row) for row in rows}

@@ -8,10 +8,11 @@ start.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from benchmarks.work import Event, Funnel, Paths, Question, Retention, Trend
+from benchmarks.work import Event, Funnel, Paths, Question, Retention, Row, Trend
 
-__all__ = ["by_asof_joins", "by_windows", "in_sql"]
+__all__ = ["by_asof_joins", "by_windows", "in_sql", "rows_of"]
 
 Condition = Callable[[Event], str]
 """Prints what makes an event match in a system's own terms, and `true` for any event."""
@@ -31,6 +32,13 @@ def in_sql(question: Question, condition: Condition) -> str:
             return _retention(condition(start), condition(back))
         case Paths(nodes=nodes):
             return _paths(nodes, condition)
+
+
+def rows_of(question: Question, answer: list[tuple[Any, ...]]) -> set[Row]:
+    """The question's rows, out of what a system answered to its SQL."""
+    if isinstance(question, Funnel):
+        return question.rows(answer)
+    return {tuple(value if isinstance(value, int | None) else str(value) for value in row) for row in answer}
 
 
 def by_windows(funnel: Funnel, condition: Condition) -> str:

@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlglot import exp
 
 from heap_compiler.bound import BoundEvent, GroupKey
-from heap_compiler.groups import join_user_values
+from heap_compiler.groups import event_values, join_user_values
 from heap_compiler.ranges import TimeRange
 from heap_compiler.scan import EVENT_ORDER, scans
 from heap_compiler.sql import column, function, named, select, subquery, timestamps, union_all
@@ -39,7 +39,7 @@ def active_buckets(
     """Rows of distinct `user_id, bucket`, with `time` and `event_id` of the first event there, in the order of the
     index: what is distinct needs neither hash nor sort. With `keys` distinct also in `group_1`, `group_2`, ...: a user
     is in each group that some event of theirs is in."""
-    groups = {f"group_{index}": key.value for index, key in enumerate(keys, start=1) if not key.of_user}
+    groups = event_values(keys)
     columns = {**{name: column(name) for name in EVENT_ORDER}, "bucket": bucket_of(bounds), **groups}
     events = union_all(scans(schema, event, read, columns, alias=alias, extra=of_users(users), ordered=True))
     before = exp.Window(

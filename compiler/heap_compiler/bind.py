@@ -20,6 +20,7 @@ from heap_compiler.errors import HeapError, Span, nearest
 from heap_compiler.members import MemberBinder
 from heap_compiler.parse import parse_event
 from heap_compiler.passes import PREDICATE_PASSES
+from heap_compiler.passes.gate_patterns import gate_patterns
 from heap_compiler.predicates import PredicateBinder, property_text
 from heap_compiler.ranges import TimeRange, default_range, previous_range, resolve, window
 from heap_compiler.sql import all_of, any_of, column, conjuncts, function, number, select, subquery, text, users_table
@@ -62,11 +63,14 @@ def bind_definition(event: syntax.Event, catalog: Catalog, name: str | None = No
     return all_of(_conditions([_predicate(branches)]))
 
 
-def _conditions(predicates: Iterable[exp.Expr]) -> tuple[exp.Expr, ...]:
-    """The conjuncts of one predicate as they stand in SQL, in an index and in a query alike."""
+def _conditions(predicates: Iterable[exp.Expr], *, gates_patterns: bool = True) -> tuple[exp.Expr, ...]:
+    """The conjuncts of one predicate as they stand in SQL, in an index and in a query alike. `gates_patterns` is false
+    of a definition whose indexes are from a version that had no such gates: a query that asks for more than the index
+    says could not be answered by it alone."""
     parts = tuple(part for predicate in predicates for part in conjuncts(predicate))
     for predicate_pass in PREDICATE_PASSES:
-        parts = predicate_pass(parts)
+        if gates_patterns or predicate_pass is not gate_patterns:
+            parts = predicate_pass(parts)
     return parts
 
 
@@ -285,10 +289,10 @@ class _EventBinder:
             return Alternative(_conditions(beyond), None, first_after=branch.first_after)
         # The definition's own conjuncts pass through untouched by what is asked beyond them, so that PostgreSQL can
         # prove its index predicate from the query.
-        base = _conditions([branch.base])
+        assert branch.definition is not None
+        base = _conditions([branch.base], gates_patterns=self.catalog.gates_patterns(branch.definition))
         known = set(base)
         extra = tuple(part for part in _conditions(beyond) if part not in known)
-        assert branch.definition is not None
         return Alternative((*base, *extra), branch.definition)
 
     def is_sequence(self, event: syntax.Event) -> bool:

@@ -56,6 +56,10 @@ class Catalog(Protocol):
         """The instant `over last ...` counts back from, with a time zone."""
 
     @property
+    def is_distributed(self) -> bool:
+        """Whether the app's tables are spread over shards, which queries must be sent to whole."""
+
+    @property
     def shards(self) -> int:
         """On how many shards kernels can run; 0 when they cannot, or must not, and SQL serves everything."""
 
@@ -69,6 +73,9 @@ class Catalog(Protocol):
 
     def definition(self, name: str) -> str | None:
         """The event expression a defined event stands for, or None when there is no event of that name."""
+
+    def gates_patterns(self, name: str) -> bool:
+        """Whether the indexes of a defined event search for text before they try a regular expression."""
 
     def event_names(self) -> Iterable[str]:
         """All defined events, for suggestions."""

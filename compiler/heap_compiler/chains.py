@@ -8,7 +8,7 @@ from collections.abc import Sequence as Items
 from sqlglot import exp
 
 from heap_compiler.bound import BoundEvent, GroupKey
-from heap_compiler.groups import user_values
+from heap_compiler.groups import event_values, user_values
 from heap_compiler.scan import EVENT_ORDER, distinct_events, scans
 from heap_compiler.sequence import Sequence
 from heap_compiler.sql import column, join, named, select, subquery, union_all
@@ -28,7 +28,7 @@ def grouped_chains(
         step: number of the step whose event has the values; null for chains that do not reach it.
         event_ids: as for `user_chains`.
     """
-    values = {f"group_{index}": key.value for index, key in enumerate(keys, start=1) if not key.of_user}
+    values = event_values(keys)
     # The first event of a plain chain is known by its number, the cheapest to carry along; any other by its id.
     by_entry = bool(values) and sequence.is_plain and step == 1 and not event_ids
     ctes = user_chains(sequence, entries=by_entry, event_ids=event_ids or (bool(values) and not by_entry))

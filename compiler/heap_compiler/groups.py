@@ -7,6 +7,7 @@ empty one for `other`, the rest after `top n`, and one of two dimensions for `to
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sqlglot import exp
 
@@ -28,6 +29,8 @@ from heap_compiler.sql import (
 __all__ = [
     "OTHER",
     "TOTAL",
+    "ShownGroups",
+    "event_values",
     "fold_groups",
     "fold_totals",
     "folded",
@@ -36,6 +39,7 @@ __all__ = [
     "group_order",
     "group_values",
     "join_user_values",
+    "shown_groups",
     "top_groups",
     "user_values",
 ]
@@ -45,8 +49,8 @@ TOTAL = cast(text("{{total}}"), "text[]")
 
 
 def group_values(keys: Sequence[GroupKey]) -> exp.Expr:
-    """The group of a row that has each key's value in a column `group_1`, `group_2`, ..."""
-    return text_array(column(f"group_{index}") for index in range(1, len(keys) + 1))
+    """The group of a row that has each key's value in a column `group_1`, `group_2`, ...; null without `group by`."""
+    return text_array(map(column, group_columns(keys))) if keys else cast(exp.Null(), "text[]")
 
 
 def group_key(keys: Sequence[GroupKey], values: exp.Expr, *, has_other: bool, has_total: bool = False) -> exp.Expr:
@@ -78,6 +82,39 @@ def _is(values: exp.Expr, mark: exp.Expr) -> exp.Expr:
     return exp.EQ(this=values.copy(), expression=mark.copy())
 
 
+@dataclass(frozen=True, slots=True)
+class ShownGroups:
+    """The groups that are found, each of which has every row of the answer: those with nothing in them, too.
+
+    Attributes:
+        ctes: for the query's WITH, behind the rows they are found in.
+        joins: put them beside every row.
+        values: the group of a row; null without `group by`.
+    """
+
+    ctes: tuple[tuple[str, exp.Query], ...]
+    joins: tuple[exp.Join, ...]
+    values: exp.Expr
+
+    def matching(self, source: str) -> list[exp.Expr]:
+        """The condition that a row of the source is of the group; none without `group by`."""
+        if not self.joins:
+            return []
+        return [exp.EQ(this=column("group_values", source), expression=self.values.copy())]
+
+
+def shown_groups(keys: Sequence[GroupKey], found_in: str) -> ShownGroups:
+    """The groups of the rows of `found_in`; nothing to join without `group by`."""
+    if not keys:
+        return ShownGroups((), (), cast(exp.Null(), "text[]"))
+    found = select([column("group_values")], found_in, distinct=True)
+    return ShownGroups(
+        (("shown_groups", found),),
+        (join(exp.table_("shown_groups"), kind="CROSS"),),
+        column("group_values", "shown_groups"),
+    )
+
+
 def top_groups(source: exp.Expr | str, value: exp.Expr, top: int, *, where: Sequence[exp.Expr] = ()) -> exp.Select:
     """The groups with the greatest value among rows that are one or more per group: `group_values`."""
     greatest = exp.Ordered(this=value, desc=True, nulls_first=False)
@@ -101,6 +138,11 @@ def folded(groups: exp.Expr) -> exp.Expr:
 def group_columns(keys: Sequence[GroupKey]) -> list[str]:
     """The names of the columns that hold a row's group."""
     return [f"group_{index}" for index in range(1, len(keys) + 1)]
+
+
+def event_values(keys: Sequence[GroupKey]) -> dict[str, exp.Expr]:
+    """What is read of an event for the keys that are its own properties: `group_1`, `group_3`, ..."""
+    return {f"group_{index}": key.value for index, key in enumerate(keys, start=1) if not key.of_user}
 
 
 def user_values(schema: str, keys: Sequence[GroupKey]) -> exp.Select:

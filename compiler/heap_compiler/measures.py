@@ -12,7 +12,7 @@ from heap_compiler.activity import of_users
 from heap_compiler.bind import Binder
 from heap_compiler.bound import BoundEvent, GroupKey
 from heap_compiler.durations import collected, each_of, quantile
-from heap_compiler.groups import join_user_values
+from heap_compiler.groups import event_values, join_user_values
 from heap_compiler.predicates import number_of
 from heap_compiler.ranges import TimeRange
 from heap_compiler.scan import distinct_events
@@ -67,10 +67,7 @@ def measured_rows(
         columns["user_id"] = column("user_id")
     if measure.function == "sessions":
         columns["session_id"] = column("session_id")
-    columns.update(more)
-    for position, key in enumerate(keys, start=1):
-        if not key.of_user:
-            columns[f"group_{position}"] = key.value
+    columns |= {**more, **event_values(keys)}
     if measure.value is not None:
         columns["value"] = measure.value
     if not columns:

@@ -32,6 +32,10 @@ max_files_per_process = 16000
 jit = off
 """
 
+_HUGE_PAGES = "glibc.malloc.hugetlb=1"
+"""Server processes ask for huge pages for what they allocate: an insert beside 1,000 definitions walks through the
+states of their predicates for every row, and finds the pages of all of them in the processor's table of addresses."""
+
 
 class ClusterError(Exception):
     """The cluster cannot be started or reached; the message says why."""
@@ -211,6 +215,7 @@ class Cluster:
         output = subprocess.DEVNULL if "start" in arguments else subprocess.PIPE
         # The server's own connections, to itself or to other nodes with the same password.
         environment = {**os.environ, "PGPASSFILE": str(self.directory / "pgpass")}
+        environment.setdefault("GLIBC_TUNABLES", _HUGE_PAGES)
         return subprocess.run(
             command,
             stdin=subprocess.DEVNULL,

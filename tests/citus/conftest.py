@@ -10,13 +10,7 @@ from heap_extension.citus_cluster import CitusCluster
 from heap_extension.cluster import Cluster
 from heap_extension.nodes import create_extension
 from heap_extension.postgres import find_postgres
-from tests.servers import require_citus, server_folder
-
-# Nothing here outlives the tests, and a killed server's writes are the kernel's by then.
-_FAST = """
-shared_buffers = '64MB'
-fsync = off
-"""
+from tests.servers import QUICK, require_citus, server_folder
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +20,7 @@ def big_cluster(installed: None) -> Iterator[CitusCluster]:
     with server_folder() as folder:
         cluster = CitusCluster(Cluster(find_postgres(), folder / "cluster"))
         try:
-            cluster.up(2, settings=_FAST)
+            cluster.up(2, settings=QUICK)
             create_extension(cluster.dsn)
             yield cluster
         finally:

@@ -27,30 +27,26 @@ from heap_extension.maintain import Maintainer
 from heap_extension.maintain.nodes import connect_node
 from tests.citus.inserter import Inserter
 from tests.conftest import Measured
+from tests.servers import connect
 from tests.waiting import until
 
 _HEAP = Path(sys.executable).with_name("heap")
+_APP = "faulty"
 _EVENTS = 20_000
 _PATHS = 10
 _RANGE = "from '2026-01-01' to '2026-03-01'"
 
 
-def _connect(cluster: CitusCluster) -> psycopg.Connection[Any]:
-    connection = psycopg.connect(cluster.dsn, autocommit=True)
-    connection.execute("SELECT set_config('heap.app', 'faulty', false)")
-    return connection
-
-
 @pytest.fixture
 def faulty(big_cluster: CitusCluster) -> Iterator[CitusCluster]:
     """The cluster with an app whose indexes are left to `heap maintain`; healthy again after the test."""
-    with _connect(big_cluster) as connection:
+    with connect(big_cluster.dsn, _APP) as connection:
         _make_app(connection)
     try:
         yield big_cluster
     finally:
         big_cluster.up()
-        with _connect(big_cluster) as connection:
+        with connect(big_cluster.dsn, _APP) as connection:
             connection.execute("SELECT recover_prepared_transactions()")
             _drop_app(connection)
 
@@ -93,7 +89,7 @@ def _converge(cluster: CitusCluster) -> float:
     lines: list[str] = []
     assert Maintainer(cluster.dsn, lines.append).run_once(patience=30), lines
     took = time.monotonic() - began
-    with _connect(cluster) as connection:
+    with connect(cluster.dsn, _APP) as connection:
         assert _states(connection) <= {"valid"}, lines
         invalid = connection.execute(
             "SELECT result FROM run_command_on_all_nodes('SELECT count(*) FROM pg_index WHERE NOT indisvalid')"
@@ -106,7 +102,7 @@ def _converge(cluster: CitusCluster) -> float:
 
 def _placement(cluster: CitusCluster, worker: Cluster) -> str:
     """A shard of January on this worker."""
-    with _connect(cluster) as connection:
+    with connect(cluster.dsn, _APP) as connection:
         row = connection.execute(
             "SELECT shard_name FROM citus_shards WHERE table_name = 'faulty.events_2026_01'::regclass"
             " AND nodeport = %s ORDER BY 1 LIMIT 1",
@@ -141,7 +137,7 @@ def _phases(worker: Cluster) -> set[str]:
 def test_worker_killed_during_a_build(faulty: CitusCluster, phase: str, measured: Measured) -> None:
     worker = faulty.workers[0]
     shard = _placement(faulty, worker)
-    with _connect(faulty) as connection:
+    with connect(faulty.dsn, _APP) as connection:
         _define(connection, "A", "/1")
     with _writing(worker, shard) as first:
         thread = threading.Thread(target=Maintainer(faulty.dsn).run_once, kwargs={"patience": 2})
@@ -165,7 +161,7 @@ def test_worker_killed_during_a_build(faulty: CitusCluster, phase: str, measured
     thread.join(60)
     assert not thread.is_alive()
     worker.up(worker.port)
-    with _connect(faulty) as connection:
+    with connect(faulty.dsn, _APP) as connection:
         assert _states(connection) & {"invalid", "missing"}
         assert _count(connection, "A") == _EVENTS // _PATHS
     measured[f"converged after kill -9 of a worker {phase}"] = _converge(faulty)
@@ -191,7 +187,7 @@ def _taps(connection: psycopg.Connection[Any], user: int) -> int:
 def test_worker_killed_during_queries_and_inserts(faulty: CitusCluster, measured: Measured) -> None:
     """A statement fails or is right; what was acknowledged is there, once."""
     worker = faulty.workers[1]
-    with _connect(faulty) as connection:
+    with connect(faulty.dsn, _APP) as connection:
         _define(connection, "A", "/1")
     _converge(faulty)
     answers: list[int] = []
@@ -201,7 +197,7 @@ def test_worker_killed_during_queries_and_inserts(faulty: CitusCluster, measured
     def ask() -> None:
         while not stop.is_set():
             try:
-                with _connect(faulty) as connection:
+                with connect(faulty.dsn, _APP) as connection:
                     while not stop.is_set():
                         answers.append(_count(connection, "A"))
             except psycopg.Error as error:
@@ -225,7 +221,7 @@ def test_worker_killed_during_queries_and_inserts(faulty: CitusCluster, measured
         until(lambda: len(answers) > before)
         measured["answers again after kill -9 of a worker"] = time.monotonic() - began
     assert set(answers) == {_EVENTS // _PATHS}
-    with _connect(faulty) as connection:
+    with connect(faulty.dsn, _APP) as connection:
         connection.execute("SELECT recover_prepared_transactions()")
         for user, inserter in inserters.items():
             assert inserter.acknowledged <= _taps(connection, user) <= inserter.sent
@@ -257,7 +253,7 @@ def test_maintainer_killed_at_each_step(faulty: CitusCluster, step: str, measure
     """What the step needs is locked, so that it is in the middle of it when it is killed."""
     worker = faulty.workers[0]
     shard = _placement(faulty, worker)
-    with _connect(faulty) as connection, _connect(faulty) as blocker:
+    with connect(faulty.dsn, _APP) as connection, connect(faulty.dsn, _APP) as blocker:
         _define(connection, "A", "/1")
         if step != "build":
             _converge(faulty)
@@ -327,13 +323,13 @@ def test_coordinator_killed_during_define_event(faulty: CitusCluster, measured: 
     """The event is defined with all its indexes, or not at all."""
     worker = faulty.workers[0]
     shard = _placement(faulty, worker)
-    with _connect(faulty) as connection:
+    with connect(faulty.dsn, _APP) as connection:
         connection.execute("UPDATE heap.settings SET index_builds = 'statement'")
     moments = random.Random(4)
     for number in range(4):
 
         def define() -> None:
-            with suppress(psycopg.Error), _connect(faulty) as connection:
+            with suppress(psycopg.Error), connect(faulty.dsn, _APP) as connection:
                 _define(connection, f"E{number}", "/2")  # noqa: B023
 
         thread = threading.Thread(target=define)
@@ -353,7 +349,7 @@ def test_coordinator_killed_during_define_event(faulty: CitusCluster, measured: 
             faulty.coordinator.kill()
         thread.join(60)
         faulty.up()
-        with _connect(faulty) as connection:
+        with connect(faulty.dsn, _APP) as connection:
             connection.execute("SELECT recover_prepared_transactions()")
             (defined,) = connection.execute("SELECT count(*) FROM heap.events WHERE name = %s", (f"E{number}",)).fetchone() or (0,)  # fmt: skip
             if not defined:
@@ -373,7 +369,7 @@ def test_disk_full_on_one_worker_during_a_build(big_cluster: CitusCluster, measu
     try:
         big_cluster.up(3, settings="max_wal_size = '64MB'\nmin_wal_size = '32MB'\nwal_keep_size = 0\nfsync = off\n")
         worker = big_cluster.workers[2]
-        with _connect(big_cluster) as connection:
+        with connect(big_cluster.dsn, _APP) as connection:
             _make_app(connection)
             _define(connection, "A", "/1")
             with ballast.open("wb", buffering=0) as file, suppress(OSError):
@@ -392,7 +388,7 @@ def test_disk_full_on_one_worker_during_a_build(big_cluster: CitusCluster, measu
     finally:
         ballast.unlink(missing_ok=True)
         big_cluster.up()
-        with _connect(big_cluster) as connection:
+        with connect(big_cluster.dsn, _APP) as connection:
             _drop_app(connection)
             nodes = connection.execute("SELECT nodeport FROM pg_dist_node").fetchall()
             third = big_cluster.workers[2]
@@ -469,13 +465,13 @@ def _behind_a_proxy(cluster: CitusCluster, worker: Cluster) -> Iterator[_Proxy]:
     update = (
         "SELECT citus_update_node(nodeid, '127.0.0.1', %s, force => true) FROM pg_dist_node WHERE nodeport = %s"
     )  # fmt: skip
-    with _connect(cluster) as connection:
+    with connect(cluster.dsn, _APP) as connection:
         connection.execute(update, (proxy.port, worker.port))
     try:
         yield proxy
     finally:
         proxy.join()
-        with _connect(cluster) as connection:
+        with connect(cluster.dsn, _APP) as connection:
             connection.execute(update, (worker.port, proxy.port))
         proxy.close()
 
@@ -483,7 +479,7 @@ def _behind_a_proxy(cluster: CitusCluster, worker: Cluster) -> Iterator[_Proxy]:
 def test_worker_cut_off_and_back(faulty: CitusCluster, measured: Measured) -> None:
     """The others are taken care of meanwhile; a question that needs it fails and is never answered in part."""
     worker = faulty.workers[1]
-    with _behind_a_proxy(faulty, worker) as proxy, _connect(faulty) as connection:
+    with _behind_a_proxy(faulty, worker) as proxy, connect(faulty.dsn, _APP) as connection:
         connection.execute("SET citus.node_connection_timeout = '2s'")
         proxy.cut()
         _define(connection, "A", "/1")
@@ -517,7 +513,7 @@ def test_inserts_and_answers_while_definitions_come_and_go(faulty: CitusCluster,
     def ask() -> None:
         nonlocal asked
         try:
-            with _connect(faulty) as connection:
+            with connect(faulty.dsn, _APP) as connection:
                 while not stop.is_set():
                     least = sum(inserter.acknowledged for inserter in inserters.values())
                     answer = _count(connection, "Tap")
@@ -530,7 +526,7 @@ def test_inserts_and_answers_while_definitions_come_and_go(faulty: CitusCluster,
             failed.append(str(error))
 
     reader = threading.Thread(target=ask)
-    with ExitStack() as stack, _connect(faulty) as connection:
+    with ExitStack() as stack, connect(faulty.dsn, _APP) as connection:
         maintain = subprocess.Popen(
             [_HEAP, "maintain", "--interval", "1", "--dsn", faulty.dsn],
             stdout=subprocess.DEVNULL,

@@ -27,9 +27,11 @@ from heap_extension.maintain.merges import UserMerges
 from heap_extension.maintain.nodes import connect_node
 from tests.citus.inserter import Inserter
 from tests.conftest import Measured
+from tests.servers import connect
 from tests.waiting import until
 
 _HEAP = Path(sys.executable).with_name("heap")
+_APP = "crowded"
 _PAIRS, _FIRSTS, _BYSTANDERS = 40, 50, 100
 _EVENTS = _PAIRS * (_FIRSTS + 1) + _BYSTANDERS
 _RANGE = "from '2026-01-01' to '2026-01-31'"
@@ -39,15 +41,9 @@ _BEFORE = (_PAIRS, 0, _EVENTS, 2 * _PAIRS + _BYSTANDERS)
 _AFTER = (_PAIRS, _PAIRS, _EVENTS, _PAIRS + _BYSTANDERS)
 
 
-def _connect(cluster: CitusCluster) -> psycopg.Connection[Any]:
-    connection = psycopg.connect(cluster.dsn, autocommit=True)
-    connection.execute("SELECT set_config('heap.app', 'crowded', false)")
-    return connection
-
-
 @pytest.fixture
 def crowded(big_cluster: CitusCluster) -> Iterator[CitusCluster]:
-    with _connect(big_cluster) as connection:
+    with connect(big_cluster.dsn, _APP) as connection:
         connection.execute("UPDATE heap.settings SET lock_timeout = '20 s'")
         connection.execute("SELECT heap.create_app('crowded', shard_count => 4)")
         connection.execute("SELECT heap.make_partitions('crowded', '2026-01-01', '2026-01-31')")
@@ -66,7 +62,7 @@ def crowded(big_cluster: CitusCluster) -> Iterator[CitusCluster]:
         yield big_cluster
     finally:
         big_cluster.up()
-        with _connect(big_cluster) as connection:
+        with connect(big_cluster.dsn, _APP) as connection:
             connection.execute("SELECT recover_prepared_transactions()")
             connection.execute("UPDATE heap.settings SET lock_timeout = '500 ms'")
             connection.execute("SELECT heap.drop_app('crowded')")
@@ -96,7 +92,7 @@ class _Asker:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                with _connect(self.cluster) as connection:
+                with connect(self.cluster.dsn, _APP) as connection:
                     while not self._stop.is_set():
                         self.answers.append(_answer(connection))
                         self._stop.wait(0.1)  # two cores are for everybody
@@ -129,7 +125,7 @@ def _converge(cluster: CitusCluster) -> float:
     lines: list[str] = []
     assert Maintainer(cluster.dsn, lines.append).run_once(patience=30), lines
     took = time.monotonic() - began
-    with _connect(cluster) as connection:
+    with connect(cluster.dsn, _APP) as connection:
         assert _answer(connection) == _AFTER
         merged = connection.execute(
             "SELECT user_id, merged_into FROM heap.user_alias WHERE app = 'crowded' AND user_id BETWEEN 1 AND 1000"
@@ -225,7 +221,7 @@ def _held(
 ) -> Iterator[Cluster]:
     """Merges in the middle of a step, on the node that is given; what holds them there ends after them."""
     doing, hold = _STEPS[step]
-    with _connect(cluster) as connection:
+    with connect(cluster.dsn, _APP) as connection:
         port, lock = hold(connection)
         node = _node(cluster, port)
         blocker = connect_node(node.dsn, None)
@@ -249,7 +245,7 @@ def _held(
 
 def test_maintainer_killed_at_each_step_of_a_merge(crowded: CitusCluster, measured: Measured) -> None:
     """One after the other, on the way of one merge."""
-    with _Asker(crowded) as asker, _connect(crowded) as connection:
+    with _Asker(crowded) as asker, connect(crowded.dsn, _APP) as connection:
         until(lambda: asker.answers)
         _merge_all(connection)
         for step in _STEPS:
@@ -267,7 +263,7 @@ def test_maintainer_killed_at_each_step_of_a_merge(crowded: CitusCluster, measur
 
 def test_worker_killed_during_a_merge(crowded: CitusCluster, measured: Measured) -> None:
     """While events are copied, rows written and originals deleted; whoever asks gets an error or a right answer."""
-    with _Asker(crowded) as asker, _connect(crowded) as connection:
+    with _Asker(crowded) as asker, connect(crowded.dsn, _APP) as connection:
         until(lambda: asker.answers)
         _merge_all(connection)
         for step in ("copy", "rows", "delete"):
@@ -304,7 +300,7 @@ def test_merges_while_everybody_writes_and_asks(crowded: CitusCluster, measured:
         for user in (1, 1001, 5000)
     }
     wrong: list[str] = []
-    with ExitStack() as stack, _connect(crowded) as connection:
+    with ExitStack() as stack, connect(crowded.dsn, _APP) as connection:
         connection.execute("UPDATE heap.settings SET lock_timeout = '500 ms'")
         asker = stack.enter_context(_Asker(crowded))
         maintainer = Maintainer(crowded.dsn)
@@ -332,7 +328,7 @@ def test_merges_while_everybody_writes_and_asks(crowded: CitusCluster, measured:
     assert asker.errors == []
     assert [error for inserter in inserters.values() for error in inserter.errors] == []
     _converge(crowded)
-    with _connect(crowded) as connection:
+    with connect(crowded.dsn, _APP) as connection:
         found = connection.execute(
             "SELECT user_id, count(*) FROM crowded.events WHERE type = 'tap' GROUP BY 1 ORDER BY 1"
         ).fetchall()
@@ -345,7 +341,7 @@ def test_merges_while_everybody_writes_and_asks(crowded: CitusCluster, measured:
 
 def test_a_copy_that_cannot_be_seen_keeps_the_merge_from_moving(crowded: CitusCluster) -> None:
     """As between the two phases of a commit: a copy is not there though its commit succeeded."""
-    with _connect(crowded) as connection, connect_node(crowded.dsn, None) as leader:
+    with connect(crowded.dsn, _APP) as connection, connect_node(crowded.dsn, None) as leader:
         _merge_all(connection)
         merges = UserMerges(crowded.dsn, "crowded", leader, timedelta(seconds=10))
         copy_some = merges._copy_some

@@ -11,11 +11,12 @@ import psycopg
 import pytest
 from typer.testing import CliRunner
 
+from heap_extension import cluster
 from heap_extension.citus_cluster import CitusCluster
 from heap_extension.cluster import Cluster
 from heap_extension.command import app as command_line
 from heap_extension.postgres import find_postgres
-from tests.servers import require_citus, server_folder
+from tests.servers import QUICK, require_citus, server_folder
 
 _SECTION = (
     (Path(__file__).parents[2] / "README.md").read_text().split("\n## Grow to many machines\n")[1].split("\n## ")[0]
@@ -28,6 +29,7 @@ _SQL = re.findall(r"```sql\n(.*?)```", _SECTION, re.S)
 def folder(installed: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder to be in, with a cluster in it in the end."""
     require_citus()
+    monkeypatch.setattr("heap_extension.cluster._SETTINGS", cluster._SETTINGS + QUICK)
     monkeypatch.delenv("HEAP_DSN", raising=False)
     with server_folder() as folder:
         monkeypatch.chdir(folder)

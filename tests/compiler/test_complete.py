@@ -180,6 +180,6 @@ def test_every_rule_that_takes_a_name_is_known_to_completion() -> None:
 def test_completion_is_fast() -> None:
     _at_the_end("trend ")
     long = "trend count of any where " + " or ".join(f"path = '/{number}'" for number in range(100)) + " "
-    began = time.perf_counter()
+    began = time.process_time()
     assert "or" in _at_the_end(long)
-    assert time.perf_counter() - began < 0.05
+    assert time.process_time() - began < 0.05

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from sqlglot import exp, parse_one
 
+import heap_compiler.compile
 import heap_compiler.passes
-from heap_compiler import CompiledQuery, compile_statement
+from heap_compiler import CompiledDefinition, CompiledQuery, compile_statement
 from heap_compiler.bind import Binder
 from heap_compiler.catalog import MergingUsers, Strategy
 from heap_compiler.parse import parse_event
@@ -188,6 +189,38 @@ def test_verify_pushdown_accepts_what_stays_with_its_users(query: str) -> None:
     parsed = parse_one(query, dialect="postgres")
     assert isinstance(parsed, exp.Query)
     assert verify_pushdown(parsed) is parsed
+
+
+@pytest.mark.parametrize("is_distributed", [True, False])
+def test_statements_are_verified_where_there_are_shards_they_must_be_sent_to(
+    is_distributed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified: list[exp.Query] = []
+
+    def note(query: exp.Query) -> exp.Query:
+        verified.append(query)
+        return query
+
+    monkeypatch.setattr(heap_compiler.compile, "QUERY_PASSES", (note,))
+    catalog = DictionaryCatalog()
+    catalog.is_distributed = is_distributed
+    compile_statement("trend count of pageview", catalog)
+    compile_statement('segment "Viewers" as users who did pageview', catalog)
+    assert len(verified) == (2 if is_distributed else 0)
+
+
+def test_an_event_whose_indexes_have_no_gates_is_read_by_what_its_indexes_say() -> None:
+    catalog = DictionaryCatalog()
+    with_gates = compile_statement('trend count of "Clicked sign up"', catalog)
+    catalog.without_gates = frozenset({"Clicked sign up"})
+    without = compile_statement('trend count of "Clicked sign up"', catalog)
+    assert isinstance(with_gates, CompiledQuery)
+    assert isinstance(without, CompiledQuery)
+    kept = [line for line in with_gates.sql.splitlines() if "strpos" not in line]
+    assert kept == without.sql.splitlines() != with_gates.sql.splitlines()
+    defined = compile_statement("define \"Again\" as click where element matches 'form.signup'", catalog)
+    assert isinstance(defined, CompiledDefinition)
+    assert "strpos(hierarchy, '.signup;')" in str(defined.predicate), "a redefinition has them"
 
 
 @pytest.mark.parametrize(("is_moved", "touched", "hidden"), [(False, "{1000}", "7"), (True, "{1,2}", "-7")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import cache
 
 import psycopg
 
@@ -12,7 +13,9 @@ from heap_extension.shop import DEFINITIONS, shop_events
 NOW = datetime(2026, 6, 20, 18, tzinfo=UTC)
 
 
+@cache
 def ensure_shop(dsn: str, users: int = 3_000, shard_count: int | None = None) -> None:
+    """Makes the shop unless it is there."""
     with psycopg.connect(dsn) as connection:
         if connection.execute("SELECT 1 FROM heap.app WHERE name = 'shop'").fetchone():
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -102,3 +103,11 @@ def test_the_demo_runs_on_any_cluster(fresh_database: str) -> None:
     shown = _heap("demo", "--dsn", fresh_database, "--users", "400")
     for part in ('define "Viewed pricing"', "plan: step 1 (Viewed pricing): index only scan", "group_key", "revenue"):
         assert part in shown
+
+
+def test_server_processes_of_a_cluster_ask_for_huge_pages(connection: psycopg.Connection[Any]) -> None:
+    connection.execute(
+        "DO LANGUAGE plpython3u $$ import os; plpy.execute(plpy.prepare("
+        "\"SELECT set_config('test.tunables', $1, true)\", ['text']), [os.environ.get('GLIBC_TUNABLES')]) $$"
+    )
+    assert connection.execute("SELECT current_setting('test.tunables')").fetchone() == ("glibc.malloc.hugetlb=1",)

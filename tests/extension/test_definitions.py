@@ -142,3 +142,57 @@ def test_apps_are_created_once_and_dropped_whole(app: psycopg.Connection[Any]) -
     assert app.execute("SELECT count(*) FROM heap.event_definition WHERE app = 'defs'").fetchone() == (0,)
     with pytest.raises(psycopg.Error, match="app"):
         app.execute("SELECT heap.query('trend count of any')")
+
+
+def _index_columns(connection: psycopg.Connection[Any]) -> list[str]:
+    """What the indexes of January have between the table and the condition, in the order of their names."""
+    rows = connection.execute(
+        "SELECT substring(indexdef FROM 'btree (.*) WHERE') FROM pg_indexes WHERE schemaname = 'defs'"
+        " AND tablename = 'events_2026_01' AND indexname NOT LIKE '%pkey' ORDER BY indexname"
+    )
+    return [columns for (columns,) in rows]
+
+
+def test_covered_columns_stay_through_redefinitions_until_taken_back(app: psycopg.Connection[Any]) -> None:
+    app.execute("SELECT heap.define_event('A', 'pageview where path = ''/a''')")
+    plain = _indexes(app)
+    app.execute("SELECT heap.cover_event('A', 'country', 'session_id')")
+    covered = _indexes(app)
+    assert _index_columns(app) == ['(user_id, "time", event_id) INCLUDE (country, session_id)']
+    assert len(covered) == 1
+    assert covered != plain
+    assert _states(app) == {("A", "valid")}
+    assert _count(app, '"A"') == 2
+    app.execute("SELECT heap.define_event('A', 'pageview')")
+    assert _index_columns(app) == ['(user_id, "time", event_id) INCLUDE (country, session_id)']
+    assert _count(app, '"A"') == 4
+    app.execute("SELECT heap.define_event('A', 'pageview where path = ''/a'''), heap.cover_event('A')")
+    assert _indexes(app) == plain
+    app.execute("SELECT heap.cover_event('A', 'country')")
+    app.execute("SELECT heap.make_partitions('defs', '2026-02-01', '2026-02-01')")
+    (definition,) = app.execute(
+        "SELECT indexdef FROM pg_indexes WHERE schemaname = 'defs' AND tablename = 'events_2026_02'"
+        " AND indexname NOT LIKE '%pkey'"
+    ).fetchone() or ("",)  # fmt: skip
+    assert "INCLUDE (country)" in definition
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("heap.cover_event('AA', 'country')", 'unknown event "AA"(.|\n)*did you mean "A"'),
+        ("heap.cover_event('A', 'contry')", "contry is no column of events(.|\n)*did you mean country"),
+        ("heap.cover_event('A', 'time')", "every index has time"),
+        ("heap.cover_event('A', 'city', 'city')", "city is named twice"),
+        ("heap.cover_event('A', NULL)", "the name of a column, not null"),
+        ("heap.cover_event('A', 'x\" text); DROP TABLE defs.events; --')", "is no column of events"),
+        ("heap.cover_event('B after A', 'country')", 'no index of its own(.|\n)*cover "A" and "B"'),
+    ],
+)
+def test_what_cannot_be_covered_is_said(app: psycopg.Connection[Any], call: str, message: str) -> None:
+    app.execute("SELECT heap.define_event('A', 'pageview'), heap.define_event('B', 'x')")
+    app.execute("SELECT heap.define_event('B after A', 'the first \"B\" after \"A\"')")
+    before = _indexes(app)
+    with pytest.raises(psycopg.Error, match=message), app.transaction():
+        app.execute(f"SELECT {call}")
+    assert _indexes(app) == before

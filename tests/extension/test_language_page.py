@@ -61,11 +61,9 @@ def page(dsn: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def shop(page: str) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(page) as connection:
-        _settle(connection)
-        yield connection
-        connection.rollback()
+def shop(page: str, connection: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
+    _settle(connection)
+    return connection
 
 
 def _settle(connection: psycopg.Connection[Any]) -> None:

@@ -111,6 +111,25 @@ def test_redefining_builds_the_new_index_and_drops_the_old(dsn: str, kept: psyco
     assert _states(kept) == set()
 
 
+def test_covering_a_column_is_left_to_maintain_too(dsn: str, kept: psycopg.Connection[Any]) -> None:
+    kept.execute("SELECT heap.define_event('A', 'pageview where path = ''/1''')")
+    assert Maintainer(dsn).run_once()
+    kept.execute("SELECT heap.cover_event('A', 'country')")
+    assert _states(kept) == {("A", "missing"), (None, "orphan")}
+    assert _count(kept) == 900
+    assert Maintainer(dsn).run_once()
+    assert _states(kept) == {("A", "valid")}
+    node, table, _ = _a_placement(kept)
+    with connect_node(dsn, node) as there:
+        (definition,) = there.execute(
+            "SELECT indexdef FROM pg_indexes WHERE schemaname = %s AND tablename = %s AND indexdef LIKE '%%WHERE%%'",
+            (APP, table),
+        ).fetchone() or ("",)  # fmt: skip
+    assert "INCLUDE (country)" in definition
+    kept.execute("SELECT heap.drop_event('A')")
+    assert Maintainer(dsn).run_once()
+
+
 @pytest.mark.parametrize("damage", ["UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{app}.{index}'::regclass",
                                     "DROP INDEX {app}.{index}"])  # fmt: skip
 def test_an_invalid_or_lost_index_is_built_again(dsn: str, kept: psycopg.Connection[Any], damage: str) -> None:

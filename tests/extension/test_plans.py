@@ -70,10 +70,37 @@ def test_an_index_of_earlier_versions_whose_predicate_tests_the_type_first_serve
     assert any(scan["Index Name"].startswith("earlier") for scan in scans)
 
 
+@pytest.mark.parametrize("dsn", ["postgres"], indirect=True)
+def test_an_index_of_earlier_versions_without_gates_before_its_regular_expression_serves_the_step_alone(
+    shop: psycopg.Connection[Any],
+) -> None:
+    (suffix, predicate) = shop.execute(
+        "SELECT index_suffix, predicate FROM heap.event_definition WHERE app = 'shop' AND name = 'Clicked sign up'"
+    ).fetchone() or ("", "")
+    conjuncts = predicate.split(" AND ")
+    earlier = " AND ".join(conjunct for conjunct in conjuncts if not conjunct.startswith("strpos"))
+    assert earlier != predicate
+    shop.execute(f"DROP INDEX shop.events_2026_06_{suffix}")
+    shop.execute(f"CREATE INDEX earlier ON shop.events_2026_06 (user_id, time, event_id) WHERE {earlier}")
+    shop.execute("UPDATE heap.event_definition SET gates_patterns = false WHERE name = 'Clicked sign up'")
+    shop.execute("UPDATE heap.app SET version = nextval('heap.catalog_version')")
+    scans = [scan for scan in _scans(_plan(shop, _FUNNEL), "step_2") if scan["Relation Name"] == "events_2026_06"]
+    assert [(scan["Node Type"], scan["Index Name"]) for scan in scans] == [("Index Only Scan", "earlier")]
+
+
 def test_steps_stay_index_only_when_the_funnel_is_grouped(shop: psycopg.Connection[Any]) -> None:
     nodes = _plan(shop, _FUNNEL + " group by country")
     for step in (1, 2, 3):
         assert {scan["Node Type"] for scan in _scans(nodes, f"step_{step}")} == {"Index Only Scan"}
+
+
+def test_a_trend_grouped_by_a_covered_column_reads_only_the_index(shop: psycopg.Connection[Any]) -> None:
+    statement = 'trend count of "Purchase" by day over last 30 days group by country'
+    assert {scan["Node Type"] for scan in _scans(_plan(shop, statement), "series_1_events")} != {"Index Only Scan"}
+    with shop.transaction(force_rollback=True):
+        shop.execute("SELECT heap.cover_event('Purchase', 'country')")
+        scans = _scans(_plan(shop, statement), "series_1_events")
+    assert {scan["Node Type"] for scan in scans} == {"Index Only Scan"}
 
 
 def test_partitions_outside_the_range_are_not_read(shop: psycopg.Connection[Any]) -> None:

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heap_extension.maintain import Maintainer
 from heap_extension.user_ids import hash_bigint
 from heap_ingest.enrich import Enrichment
 from heap_ingest.log import Record
 from heap_ingest.messages import EventMessage, IdentifyMessage, Message, UserMessage, encode
 from heap_ingest.store import Store, read_batch
 from tests.ingest.log import APP, NOON, fresh_app
+from tests.merges import finish_merges
 
 _PEOPLE = ("ann", "bob")
 _ANONYMOUS = {1: "ann", 2: "ann", 3: "bob", 4: None}
@@ -72,9 +72,7 @@ def everybody(dsn: str) -> Iterator[psycopg.Connection[Any]]:
 
 @settings(max_examples=8)
 @given(data=st.data())
-def test_the_order_of_arrival_does_not_matter(
-    dsn: str, everybody: psycopg.Connection[Any], data: st.DataObject
-) -> None:
+def test_the_order_of_arrival_does_not_matter(everybody: psycopg.Connection[Any], data: st.DataObject) -> None:
     for table in ("events", "users"):
         everybody.execute(f"DELETE FROM {APP}.{table}")
     for table in ("user_alias", "user_merge"):
@@ -87,7 +85,7 @@ def test_the_order_of_arrival_does_not_matter(
     for first in range(0, len(order), size):
         records = [Record("log", 0, first + n, None, encode(m)) for n, m in enumerate(order[first : first + size])]
         assert store.store(read_batch(records, Enrichment())).rejected == []
-    assert Maintainer(dsn).run_once(patience=30)  # between shards, merges are its work
+    finish_merges(everybody, APP)  # between shards they are the work of `heap maintain`
     rows, users = _expected(messages)
     found = everybody.execute(f"SELECT user_id, time, event_id FROM {APP}.events").fetchall()
     assert sorted(found) == sorted(rows)

@@ -19,7 +19,7 @@ from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
 from heap_compiler.bound import BoundEvent, GroupKey
 from heap_compiler.errors import HeapError
-from heap_compiler.groups import group_key, group_values
+from heap_compiler.groups import event_values, group_columns, group_key, group_values
 from heap_compiler.predicates import number_of, property_text
 from heap_compiler.ranges import BEGINNING, TimeRange, window
 from heap_compiler.scan import EVENT_ORDER, distinct_events, scans
@@ -71,7 +71,7 @@ class AttributionPlan:
     @property
     def groups(self) -> list[str]:
         """The columns that hold a touch's values."""
-        return [f"group_{index}" for index in range(1, len(self.keys) + 1)]
+        return group_columns(self.keys)
 
     @property
     def touched(self) -> TimeRange:
@@ -300,7 +300,7 @@ def _touches(plan: AttributionPlan) -> exp.Select:
 def _touching_events(plan: AttributionPlan) -> exp.Query:
     """The events that can be touches, of users who converted alone."""
     columns = {name: column(name) for name in (*EVENT_ORDER, "session_id")}
-    values = {f"group_{index}": key.value for index, key in enumerate(plan.keys, start=1)}
+    values = event_values(plan.keys)
     user = {"user_id": column("user_id")}
     converted = union_all(
         scans(plan.schema, plan.conversion, plan.converted, user, alias="converting_users", extra=of_users(plan.users))

@@ -19,7 +19,7 @@ from heap_compiler.bind import Binder
 from heap_compiler.bound import BoundEvent, GroupKey
 from heap_compiler.chains import entry_values
 from heap_compiler.errors import HeapError
-from heap_compiler.groups import user_values
+from heap_compiler.groups import event_values, group_columns, user_values
 from heap_compiler.predicates import property_text
 from heap_compiler.scan import EVENT_ORDER, distinct_events, scans
 from heap_compiler.sequence import Sequence
@@ -145,7 +145,7 @@ def _entry(plan: CorrelatePlan) -> dict[str, str]:
 
 def _entries(plan: CorrelatePlan) -> exp.Query:
     """The events of step 1 with the properties' values."""
-    values = {f"group_{index}": key.value for index, key in enumerate(plan.properties, start=1) if not key.of_user}
+    values = event_values(plan.properties)
     sequence = plan.sequence
     if sequence.is_plain:
         return entry_values(sequence, values)
@@ -245,8 +245,8 @@ def _observed(plan: CorrelatePlan) -> exp.Select:
     if any(key.of_user for key in plan.properties):
         users = user_values(plan.sequence.schema, plan.properties)
         joins.append(join(subquery(users, "known_users"), [_same_user("known_users", "entered")], kind="LEFT"))
-    groups = [f"group_{index}" for index in range(1, len(plan.properties) + 1)]
-    return select([column(name) for name in ("converted", *groups, *_event_columns(plan))], "entered", joins=joins)
+    names = ("converted", *group_columns(plan.properties), *_event_columns(plan))
+    return select([column(name) for name in names], "entered", joins=joins)
 
 
 def _counted(plan: CorrelatePlan) -> exp.Select:

@@ -17,7 +17,7 @@ from heap_compiler.bind import Binder
 from heap_compiler.bins import MAX_BINS, edges
 from heap_compiler.bound import GroupKey
 from heap_compiler.errors import HeapError
-from heap_compiler.groups import OTHER, fold_groups, group_key, group_values
+from heap_compiler.groups import fold_groups, group_columns, group_key, group_order, group_values, shown_groups
 from heap_compiler.measures import Measure, aggregate, bind_measure, distinct_units, measured_rows
 from heap_compiler.ranges import TimeRange
 from heap_compiler.sql import (
@@ -102,31 +102,21 @@ def lower_distribution(plan: DistributionPlan) -> exp.Query:
         ctes.append(("top_groups", _top_groups(plan, plan.top)))
     ctes.append(("counted", _counted(plan)))
     bins = _given_bins(plan.edges) if plan.edges else _even_bins(plan.width)
-    same = [exp.EQ(this=column("bin", "counted"), expression=column("bin", "bins"))]
-    groups: exp.Expr = cast(exp.Null(), "text[]")
-    joins: list[exp.Join] = []
-    order: list[exp.Expr] = []
-    if plan.group_keys:
-        ctes.append(("shown_groups", select([column("group_values")], "counted", distinct=True)))
-        groups = column("group_values", "shown_groups")
-        joins.append(join(exp.table_("shown_groups"), kind="CROSS"))
-        same.append(exp.EQ(this=column("group_values", "counted"), expression=groups.copy()))
-        is_other = exp.EQ(this=groups.copy(), expression=OTHER.copy())
-        order = [*([is_other] if plan.top is not None else []), groups.copy()]
-    joins.append(join(exp.table_("counted"), same, kind="LEFT"))
+    same = exp.EQ(this=column("bin", "counted"), expression=column("bin", "bins"))
+    groups, has_other = shown_groups(plan.group_keys, "counted"), plan.top is not None
     users = exp.Coalesce(this=column("users", "counted"), expressions=[number(0)])
     query = select(
         [
-            named(group_key(plan.group_keys, groups, has_other=plan.top is not None), "group_key"),
+            named(group_key(plan.group_keys, groups.values, has_other=has_other), "group_key"),
             column("low", "bins"),
             column("high", "bins"),
             named(cast(users, "bigint"), "users"),
         ],
         bins,
-        joins=joins,
-        order_by=[*order, column("bin", "bins")],
+        joins=[*groups.joins, join(exp.table_("counted"), [same, *groups.matching("counted")], kind="LEFT")],
+        order_by=[*group_order(plan.group_keys, groups.values, has_other=has_other), column("bin", "bins")],
     )
-    return with_ctes(query, ctes)
+    return with_ctes(query, [*ctes, *groups.ctes])
 
 
 def _given_bins(edges: tuple[Decimal, ...]) -> exp.Expr:
@@ -184,7 +174,7 @@ def _bin_of(plan: DistributionPlan, value: exp.Expr) -> exp.Expr:
 
 def _top_groups(plan: DistributionPlan, top: int) -> exp.Select:
     """The groups with the most users."""
-    groups = [column(name) for name in _groups(plan)]
+    groups = [column(name) for name in group_columns(plan.group_keys)]
     whole = select(
         [named(group_values(plan.group_keys), "group_values"), named(exp.Count(this=exp.Star()), "users")],
         subquery(_valued(plan, folds=False), "valued"),
@@ -202,7 +192,7 @@ def _top_groups(plan: DistributionPlan, top: int) -> exp.Select:
 def _counted(plan: DistributionPlan) -> exp.Query:
     """Users per group and bin."""
     folds = plan.top is not None
-    groups = ["group_values"] if folds else _groups(plan)
+    groups = ["group_values"] if folds else group_columns(plan.group_keys)
     shown: list[exp.Expr] = [column("group_values")] if folds else []
     if plan.group_keys and not folds:
         shown = [named(group_values(plan.group_keys), "group_values")]
@@ -221,7 +211,7 @@ def _valued(plan: DistributionPlan, *, folds: bool) -> exp.Query:
     """The measure per user and group. Users without any value are not there."""
     more = {"user_id": column("user_id")}
     rows = measured_rows(plan.schema, plan.measure, plan.read, plan.users, plan.group_keys, more)
-    groups = _groups(plan)
+    groups = group_columns(plan.group_keys)
     if folds:
         rows, groups = fold_groups(plan.group_keys, rows), ["group_values"]
     rows = distinct_units(plan.measure, rows, groups)
@@ -232,10 +222,6 @@ def _valued(plan: DistributionPlan, *, folds: bool) -> exp.Query:
         where=[is_set(column("value"))] if plan.measure.value is not None else [],
         group_by=[column(name) for name in keys],
     )
-
-
-def _groups(plan: DistributionPlan) -> list[str]:
-    return [f"group_{position}" for position in range(1, len(plan.group_keys) + 1)]
 
 
 def distribution_sources(plan: DistributionPlan) -> dict[str, str]:

@@ -18,7 +18,7 @@ from heap_compiler.bound import EVERY_EVENT, GroupKey
 from heap_compiler.chains import grouped_chains
 from heap_compiler.durations import collected, each_of, interval, quantile, seconds
 from heap_compiler.errors import HeapError
-from heap_compiler.groups import group_key, group_order, group_values
+from heap_compiler.groups import group_columns, group_key, group_order, group_values
 from heap_compiler.scan import scans
 from heap_compiler.sequence import Sequence
 from heap_compiler.sql import (
@@ -111,7 +111,7 @@ def _rounded(value: exp.Column) -> exp.Expr:
 def _measured(plan: EffortPlan, joins: list[exp.Join]) -> exp.Select:
     """Every chain with its groups, and per step the seconds and the events since the one before."""
     steps = range(1, _count(plan) + 1)
-    groups = [column(f"group_{index}") for index in range(1, len(plan.group_keys) + 1)]
+    groups = [column(name) for name in group_columns(plan.group_keys)]
     own = [column(f"{name}_{step}", "chains") for step in steps for name in ("time", "event_id")]
     chains = select(
         [column("user_id", "chains"), *own, *groups], "chains", joins=joins, where=of_users(plan.users, "chains")
@@ -175,9 +175,11 @@ def _totals(plan: EffortPlan) -> exp.Select:
                 named(collected(column(f"{name}_{step}"), reached.copy()), f"{name}_{step}")
                 for name in ("seconds", "events")
             ]
-    keys = [column(f"group_{index}") for index in range(1, len(plan.group_keys) + 1)]
-    groups = group_values(plan.group_keys) if plan.group_keys else cast(exp.Null(), "text[]")
-    return select([*columns, named(groups, "group_values")], "measured", group_by=keys)
+    return select(
+        [*columns, named(group_values(plan.group_keys), "group_values")],
+        "measured",
+        group_by=[column(name) for name in group_columns(plan.group_keys)],
+    )
 
 
 def _step(plan: EffortPlan, step: int) -> exp.Expr:

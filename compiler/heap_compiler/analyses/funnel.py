@@ -29,7 +29,7 @@ from heap_compiler.durations import (
     seconds,
 )
 from heap_compiler.errors import HeapError
-from heap_compiler.groups import OTHER, TOTAL, group_key, group_values
+from heap_compiler.groups import OTHER, TOTAL, group_columns, group_key, group_values
 from heap_compiler.passes import SEQUENCE_PASSES
 from heap_compiler.predicates import property_text
 from heap_compiler.ranges import TimeRange, bucket_starts, window
@@ -352,8 +352,7 @@ def _totals(plan: FunnelPlan, joins: list[exp.Join]) -> exp.Query:
         columns.append(named(_count(_may_go_on(plan, index)), f"immature_{index}"))
         if index > 1:
             columns.append(named(collected(_gap(plan, index), _reached(plan, index)), f"seconds_{index}"))
-    groups: exp.Expr = group_values(plan.group_keys) if plan.group_keys else cast(exp.Null(), "text[]")
-    group_by = [f"group_{index}" for index in range(1, len(plan.group_keys) + 1)]
+    group_by = group_columns(plan.group_keys)
     bucket = []
     if plan.buckets:
         bucket = [named(bucket_of(plan.buckets, "time_1"), "bucket_number")]
@@ -364,7 +363,7 @@ def _totals(plan: FunnelPlan, joins: list[exp.Join]) -> exp.Query:
         where=of_users(plan.users, "chains"),
     )
     keys = [*(["bucket_number"] if bucket else []), *group_by]
-    shown = [*([column("bucket_number")] if bucket else []), named(groups, "group_values")]
+    shown = [*([column("bucket_number")] if bucket else []), named(group_values(plan.group_keys), "group_values")]
     return select([*columns, *shown], subquery(keyed, "grouped"), group_by=[column(name) for name in keys])
 
 

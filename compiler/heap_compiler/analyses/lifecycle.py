@@ -16,7 +16,7 @@ from heap_compiler.activity import active_buckets
 from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
 from heap_compiler.bound import BoundEvent, GroupKey
-from heap_compiler.groups import group_columns, group_key, group_order, group_values
+from heap_compiler.groups import group_columns, group_key, group_order, group_values, shown_groups
 from heap_compiler.ranges import BEGINNING, TimeRange, bucket_starts
 from heap_compiler.sql import cast, column, join, named, number, numbered_times, select, table_alias, text, with_ctes
 
@@ -70,19 +70,10 @@ def lower_lifecycle(plan: LifecyclePlan) -> exp.Query:
         ],
         "active",
     )
-    shown = numbered_times(plan.buckets, "buckets", time="bucket", number="bucket_number")
-    here = [exp.EQ(this=column("bucket", "counted"), expression=column("bucket_number", "buckets"))]
+    groups = shown_groups(keys, "counted")
+    here = exp.EQ(this=column("bucket", "counted"), expression=column("bucket_number", "buckets"))
     bucket_before = exp.Sub(this=column("bucket_number", "buckets"), expression=number(1))
-    before = [exp.EQ(this=column("bucket", "before"), expression=bucket_before)]
-    ctes: list[tuple[str, exp.Query]] = [("active", active), ("neighbours", neighbours), ("counted", _counted(keys))]
-    joins: list[exp.Join] = []
-    values: exp.Expr = cast(exp.Null(), "text[]")
-    if keys:
-        ctes.append(("shown_groups", select([column("group_values")], "counted", distinct=True)))
-        values = column("group_values", "shown_groups")
-        joins.append(join(exp.table_("shown_groups"), kind="CROSS"))
-        for source, on in (("counted", here), ("before", before)):
-            on.append(exp.EQ(this=column("group_values", source), expression=values.copy()))
+    before = exp.EQ(this=column("bucket", "before"), expression=bucket_before)
     counted_before = exp.Table(this=exp.to_identifier("counted"), alias=table_alias("before"))
     counts = [column(status, "counted") for status in _STATUSES[:-1]] + [column("leaving", "before")]
     rows = [
@@ -101,23 +92,23 @@ def lower_lifecycle(plan: LifecyclePlan) -> exp.Query:
             column("bucket", "buckets"),
             column("status", "statuses"),
             named(cast(signed, "bigint"), "users"),
-            named(group_key(keys, values, has_other=False), "group_key"),
+            named(group_key(keys, groups.values, has_other=False), "group_key"),
         ],
-        shown,
+        numbered_times(plan.buckets, "buckets", time="bucket", number="bucket_number"),
         joins=[
-            *joins,
-            join(exp.table_("counted"), here, kind="LEFT"),
-            join(counted_before, before, kind="LEFT"),
+            *groups.joins,
+            join(exp.table_("counted"), [here, *groups.matching("counted")], kind="LEFT"),
+            join(counted_before, [before, *groups.matching("before")], kind="LEFT"),
             join(statuses, kind="CROSS"),
         ],
         where=[exp.GT(this=column("bucket_number", "buckets"), expression=number(1))],
         order_by=[
             column("bucket_number", "buckets"),
-            *group_order(keys, values, has_other=False),
+            *group_order(keys, groups.values, has_other=False),
             column("status_number", "statuses"),
         ],
     )
-    return with_ctes(query, ctes)
+    return with_ctes(query, [("active", active), ("neighbours", neighbours), ("counted", _counted(keys)), *groups.ctes])
 
 
 def _neighbour(function: str, name: str, keys: tuple[GroupKey, ...]) -> exp.Expr:

@@ -17,7 +17,16 @@ from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
 from heap_compiler.bound import BoundEvent, GroupKey
 from heap_compiler.durations import each_of, interval, quantile, seconds
-from heap_compiler.groups import OTHER, fold_groups, group_key, group_values, join_user_values
+from heap_compiler.groups import (
+    event_values,
+    fold_groups,
+    group_columns,
+    group_key,
+    group_order,
+    group_values,
+    join_user_values,
+    shown_groups,
+)
 from heap_compiler.ranges import TimeRange, bucket_starts
 from heap_compiler.scan import EVENT_ORDER, distinct_events
 from heap_compiler.sql import (
@@ -88,24 +97,14 @@ def lower_sessions(plan: SessionsPlan) -> exp.Query:
         ctes.append(("top_groups", _top_groups(plan, plan.top)))
     ctes.append(("counted", _counted(plan)))
     buckets = numbered_times(plan.buckets or (plan.read.start,), "buckets", time="bucket", number="bucket_number")
-    same = [exp.EQ(this=column("bucket_number", "counted"), expression=column("bucket_number", "buckets"))]
-    groups: exp.Expr = cast(exp.Null(), "text[]")
-    joins: list[exp.Join] = []
-    order: list[exp.Expr] = [column("bucket_number", "buckets")]
-    if plan.group_keys:
-        ctes.append(("shown_groups", select([column("group_values")], "counted", distinct=True)))
-        groups = column("group_values", "shown_groups")
-        joins.append(join(exp.table_("shown_groups"), kind="CROSS"))
-        same.append(exp.EQ(this=column("group_values", "counted"), expression=groups.copy()))
-        is_other = exp.EQ(this=groups.copy(), expression=OTHER.copy())
-        order += [*([is_other] if plan.top is not None else []), groups.copy()]
-    joins += [join(exp.table_("counted"), same, kind="LEFT"), join(_durations(), kind="CROSS")]
+    same = exp.EQ(this=column("bucket_number", "counted"), expression=column("bucket_number", "buckets"))
+    groups, has_other = shown_groups(plan.group_keys, "counted"), plan.top is not None
     sessions = exp.Coalesce(this=column("sessions", "counted"), expressions=[number(0)])
     users = exp.Coalesce(this=column("users", "counted"), expressions=[number(0)])
     query = select(
         [
             named(column("bucket", "buckets") if plan.buckets else cast(exp.Null(), "timestamptz"), "bucket"),
-            named(group_key(plan.group_keys, groups, has_other=plan.top is not None), "group_key"),
+            named(group_key(plan.group_keys, groups.values, has_other=has_other), "group_key"),
             named(cast(sessions, "bigint"), "sessions"),
             named(cast(users, "bigint"), "users"),
             named(share(column("events", "counted"), column("sessions", "counted")), "events_per_session"),
@@ -114,10 +113,17 @@ def lower_sessions(plan: SessionsPlan) -> exp.Query:
             named(share(column("bounces", "counted"), column("sessions", "counted")), "bounce_rate"),
         ],
         buckets,
-        joins=joins,
-        order_by=order,
+        joins=[
+            *groups.joins,
+            join(exp.table_("counted"), [same, *groups.matching("counted")], kind="LEFT"),
+            join(_durations(), kind="CROSS"),
+        ],
+        order_by=[
+            column("bucket_number", "buckets"),
+            *group_order(plan.group_keys, groups.values, has_other=has_other),
+        ],
     )
-    return with_ctes(query, ctes)
+    return with_ctes(query, [*ctes, *groups.ctes])
 
 
 def _durations() -> exp.Lateral:
@@ -134,7 +140,7 @@ def _top_groups(plan: SessionsPlan, top: int) -> exp.Select:
     whole = select(
         [named(group_values(plan.group_keys), "group_values"), named(exp.Count(this=exp.Star()), "sessions")],
         subquery(_visits(plan), "visits"),
-        group_by=[column(name) for name in _groups(plan)],
+        group_by=[column(name) for name in group_columns(plan.group_keys)],
     )
     most = exp.Ordered(this=column("sessions"), desc=True, nulls_first=False)
     return select(
@@ -147,7 +153,7 @@ def _top_groups(plan: SessionsPlan, top: int) -> exp.Select:
 
 def _counted(plan: SessionsPlan) -> exp.Query:
     """Per bucket and group: sessions, users, events, bounces and every duration."""
-    visits, groups = _visits(plan), _groups(plan)
+    visits, groups = _visits(plan), group_columns(plan.group_keys)
     if plan.top is not None:
         visits, groups = fold_groups(plan.group_keys, visits), ["group_values"]
     nth = exp.Window(
@@ -174,13 +180,9 @@ def _counted(plan: SessionsPlan) -> exp.Query:
     )
 
 
-def _groups(plan: SessionsPlan) -> list[str]:
-    return [f"group_{position}" for position in range(1, len(plan.group_keys) + 1)]
-
-
 def _visits(plan: SessionsPlan) -> exp.Query:
     """One row per session."""
-    group_columns = {
+    groups = {
         f"group_{position}": exp.Filter(
             this=exp.Max(this=column(f"group_{position}")), expression=exp.Where(this=_gives_group(key))
         )
@@ -194,7 +196,7 @@ def _visits(plan: SessionsPlan) -> exp.Query:
         "events": exp.Count(this=exp.Star()),
         "pageviews": _count_where(column("is_pageview")),
         "seconds": seconds(start.copy(), end),
-        **group_columns,
+        **groups,
     }
     visits = select(
         [named(value, name) for name, value in columns.items()],
@@ -214,17 +216,15 @@ def _gives_group(key: GroupKey) -> exp.Expr:
 
 def _events(plan: SessionsPlan) -> exp.Query:
     """The events that belong to a session. Where a group is read off one of them, they are numbered in it."""
-    event_keys = {position: key for position, key in enumerate(plan.group_keys, start=1) if not key.of_user}
-    values = {f"group_{position}": key.value for position, key in event_keys.items()}
     is_pageview = exp.EQ(this=column("type"), expression=text("pageview"))
     columns = {
         **{name: column(name) for name in (*EVENT_ORDER, "session_id")},
         "is_pageview": is_pageview,
-        **values,
+        **event_values(plan.group_keys),
     }
     in_session = [is_set(column("session_id")), *of_users(plan.users)]
     events = distinct_events(plan.schema, plan.event, plan.read, columns, alias="session_events", extra=in_session)
-    pages = {key.page for key in event_keys.values()}
+    pages = {key.page for key in plan.group_keys if not key.of_user}
     if not pages:
         return events
     numbers = []

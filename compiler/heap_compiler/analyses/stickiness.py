@@ -13,7 +13,7 @@ from heap_compiler.activity import active_buckets
 from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
 from heap_compiler.bound import BoundEvent, GroupKey
-from heap_compiler.groups import group_columns, group_key, group_order, group_values
+from heap_compiler.groups import group_columns, group_key, group_order, group_values, shown_groups
 from heap_compiler.ranges import TimeRange, bucket_starts
 from heap_compiler.sql import cast, column, join, named, number, numbers, select, with_ctes
 
@@ -60,27 +60,20 @@ def lower_stickiness(plan: StickinessPlan) -> exp.Query:
         "each_user",
         group_by=[column(name) for name in ("intervals", *group_columns(keys))],
     )
-    ctes: list[tuple[str, exp.Query]] = [("active", active), ("each_user", each), ("counted", counted)]
-    same = [exp.EQ(this=column("intervals", "counted"), expression=column("intervals", "numbers"))]
-    joins: list[exp.Join] = []
-    values: exp.Expr = cast(exp.Null(), "text[]")
-    if keys:
-        ctes.append(("shown_groups", select([column("group_values")], "counted", distinct=True)))
-        values = column("group_values", "shown_groups")
-        joins.append(join(exp.table_("shown_groups"), kind="CROSS"))
-        same.append(exp.EQ(this=column("group_values", "counted"), expression=values.copy()))
+    groups = shown_groups(keys, "counted")
+    same = exp.EQ(this=column("intervals", "counted"), expression=column("intervals", "numbers"))
     users = exp.Coalesce(this=column("users", "counted"), expressions=[number(0)])
     query = select(
         [
             column("intervals", "numbers"),
             named(cast(users, "bigint"), "users"),
-            named(group_key(keys, values, has_other=False), "group_key"),
+            named(group_key(keys, groups.values, has_other=False), "group_key"),
         ],
         numbers(1, len(plan.buckets), "numbers", "intervals"),
-        joins=[*joins, join(exp.table_("counted"), same, kind="LEFT")],
-        order_by=[*group_order(keys, values, has_other=False), column("intervals", "numbers")],
+        joins=[*groups.joins, join(exp.table_("counted"), [same, *groups.matching("counted")], kind="LEFT")],
+        order_by=[*group_order(keys, groups.values, has_other=False), column("intervals", "numbers")],
     )
-    return with_ctes(query, ctes)
+    return with_ctes(query, [("active", active), ("each_user", each), ("counted", counted), *groups.ctes])
 
 
 def stickiness_sources(plan: StickinessPlan) -> dict[str, str]:

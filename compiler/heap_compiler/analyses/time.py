@@ -32,7 +32,7 @@ from heap_compiler.durations import (
     seconds,
 )
 from heap_compiler.errors import HeapError
-from heap_compiler.groups import OTHER, fold_totals, group_key, group_values
+from heap_compiler.groups import OTHER, fold_totals, group_columns, group_key, group_values
 from heap_compiler.ranges import window
 from heap_compiler.sequence import Sequence
 from heap_compiler.sql import (
@@ -181,12 +181,12 @@ def _totals(plan: TimePlan, joins: list[exp.Join]) -> exp.Select:
         [
             named(exp.Count(this=column("time_2")), "converted"),
             named(taken, "seconds"),
-            named(group_values(keys) if keys else cast(exp.Null(), "text[]"), "group_values"),
+            named(group_values(keys), "group_values"),
         ],
         "chains",
         joins=joins,
         where=of_users(plan.users, "chains"),
-        group_by=[column(f"group_{index}") for index in range(1, len(keys) + 1)],
+        group_by=[column(name) for name in group_columns(keys)],
     )
 
 

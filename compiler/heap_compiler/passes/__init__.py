@@ -4,7 +4,7 @@
 |---|---|---|
 | `PREDICATE_PASSES` | conjuncts of one predicate | shape the condition that index and query share |
 | `SEQUENCE_PASSES` | a sequence of steps | decide ranges, frames and strategy before there is any SQL |
-| `QUERY_PASSES` | a whole query | check what was built |
+| `QUERY_PASSES` | a whole query | check what was built, where tables are distributed |
 | `STORAGE_PASSES` | a whole query, the catalog | read what is stored now |
 """
 
@@ -17,6 +17,7 @@ from sqlglot import exp
 from heap_compiler.catalog import Catalog
 from heap_compiler.passes.choose_strategy import choose_strategy
 from heap_compiler.passes.disjoint_steps import disjoint_steps
+from heap_compiler.passes.gate_patterns import gate_patterns
 from heap_compiler.passes.gate_predicates import gate_predicates
 from heap_compiler.passes.order_conjuncts import order_conjuncts
 from heap_compiler.passes.prune_time import prune_time
@@ -28,6 +29,7 @@ __all__ = ["PREDICATE_PASSES", "QUERY_PASSES", "SEQUENCE_PASSES", "STORAGE_PASSE
 
 PREDICATE_PASSES: tuple[Callable[[tuple[exp.Expr, ...]], tuple[exp.Expr, ...]], ...] = (
     gate_predicates,
+    gate_patterns,
     order_conjuncts,
 )
 

@@ -81,7 +81,7 @@ def print_table(console: Console, names: Sequence[str], rows: Sequence[Sequence[
     table = Table()
     for index in shown:
         number = any(isinstance(row[index], (int, Decimal, float, timedelta)) for row in rows)
-        table.add_column(names[index], justify="right" if number else "left")
+        table.add_column(names[index], justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(names[index], row[index]) for index in shown))
     console.print(table)

@@ -17,13 +17,13 @@ _QUICK_BYTES = 8_000_000
 
 
 def execute(
-    connection: psycopg.Connection[Any], work: Work, predicate: str | None, lock_timeout: timedelta, patience: timedelta
+    connection: psycopg.Connection[Any], work: Work, rows: str | None, lock_timeout: timedelta, patience: timedelta
 ) -> None:
     """Does it. What is done already, or whose table is gone, is no error.
 
     Args:
         connection: to the node of the work, in autocommit mode.
-        predicate: SQL condition of the index, for builds.
+        rows: what the index holds, as `index_rows` says; for builds.
         lock_timeout: for how long writes may wait.
         patience: for how long the work itself may wait for open transactions.
 
@@ -35,10 +35,10 @@ def execute(
         connection.execute(f"SET lock_timeout = {_milliseconds(patience)}")
         match work.kind:
             case Kind.build | Kind.rebuild:
-                assert predicate is not None
+                assert rows is not None
                 if work.kind is Kind.rebuild:
                     _drop(connection, work)
-                _build(connection, work, predicate, lock_timeout)
+                _build(connection, work, rows, lock_timeout)
             case Kind.drop:
                 _drop(connection, work)
             case Kind.reindex:
@@ -52,15 +52,13 @@ def execute(
         pass  # somebody was faster, or dropped what it was for: the next pass sees
 
 
-def _build(connection: psycopg.Connection[Any], work: Work, predicate: str, lock_timeout: timedelta) -> None:
+def _build(connection: psycopg.Connection[Any], work: Work, rows: str, lock_timeout: timedelta) -> None:
     """Quickly where the table is small; else, or when that takes long, CONCURRENTLY. Never IF NOT EXISTS, which would
     take an invalid index for one."""
     name, table = sql.Identifier(work.index_name or ""), sql.Identifier(work.app, work.relation)
 
     def command(concurrently: str) -> sql.Composed:
-        return sql.SQL("CREATE INDEX {} {} ON {} (user_id, time, event_id) WHERE {}").format(
-            sql.SQL(concurrently), name, table, sql.SQL(predicate)
-        )
+        return sql.SQL("CREATE INDEX {} {} ON {} {}").format(sql.SQL(concurrently), name, table, sql.SQL(rows))
 
     if _is_small(connection, work):
         milliseconds = _milliseconds(lock_timeout / 2)

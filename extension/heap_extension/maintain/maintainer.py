@@ -21,6 +21,7 @@ from heap_extension.maintain.execute import execute
 from heap_extension.maintain.merges import UserMerges
 from heap_extension.maintain.nodes import APPLICATION, connect_node
 from heap_extension.maintain.work import IndexRow, Kind, PartitionRow, Work, index_work, partition_work
+from heap_extension.server.indexes import index_rows
 
 __all__ = ["Maintainer", "Settings"]
 
@@ -258,10 +259,10 @@ class Maintainer:
         by_node: defaultdict[str | None, SimpleQueue[Work]] = defaultdict(SimpleQueue)
         for piece in due:
             by_node[piece.node].put(piece)
-        predicates = {
-            (app, name): predicate
-            for app, name, predicate in leader.execute(
-                "SELECT app, name, predicate FROM heap.event_definition WHERE index_suffix IS NOT NULL"
+        wanted = {
+            (app, name): index_rows(predicate, covering)
+            for app, name, predicate, covering in leader.execute(
+                "SELECT app, name, predicate, covering FROM heap.event_definition WHERE index_suffix IS NOT NULL"
             )
         }
         done, total = [0], len(due)
@@ -273,7 +274,7 @@ class Maintainer:
                     while not self._stop.is_set() and not leader.closed:
                         piece = by_node[node].get_nowait()
                         self._wait_for_quiet(connection, settings)
-                        self._do_one(connection, coordinator, piece, predicates, settings)
+                        self._do_one(connection, coordinator, piece, wanted, settings)
                         done[0] += 1
                         self.progress(done[0], total)
             except Empty:
@@ -289,7 +290,7 @@ class Maintainer:
         connection: psycopg.Connection[Any],
         coordinator: psycopg.Connection[Any],
         piece: Work,
-        predicates: dict[tuple[str, str], str],
+        wanted: dict[tuple[str, str], str],
         settings: Settings,
     ) -> None:
         if piece.kind is Kind.drop and self._is_wanted(coordinator, piece):
@@ -298,8 +299,8 @@ class Maintainer:
         what = f"{piece.kind.name} {piece.event or piece.index_name or ''}".strip()
         started = time.monotonic()
         try:
-            predicate = predicates.get((piece.app, piece.event or ""))
-            execute(connection, piece, predicate, settings.lock_timeout, settings.build_patience)
+            rows = wanted.get((piece.app, piece.event or ""))
+            execute(connection, piece, rows, settings.lock_timeout, settings.build_patience)
         except psycopg.Error as error:
             failure = self._failures[piece]
             failure.count += 1

@@ -43,9 +43,9 @@ def answer(database: Database, request: str, arguments: list[str | None]) -> Ans
     Args:
         database: PL/Python's `plpy`.
         request: statement, analysis, describe, kernel_reads, complete, app, create_app, drop_app, make_partitions,
-            define_event, drop_event, define_segment, drop_segment, list_segment, unlist_segment, merge_users, identify,
-            known_user, delete_user, user_traces or upgrade_app. All but create_app and drop_app are about the chosen
-            app, whose rights were checked: no argument names another.
+            define_event, cover_event, drop_event, define_segment, drop_segment, list_segment, unlist_segment,
+            merge_users, identify, known_user, delete_user, user_traces or upgrade_app. All but create_app and drop_app
+            are about the chosen app, whose rights were checked: no argument names another.
         arguments: those of the SQL function.
     """
     try:
@@ -103,6 +103,8 @@ def _answer(database: Database, request: str, arguments: list[str | None]) -> tu
         case "define_event":
             assert second is not None
             return "define", definitions.define(catalog, compile_definition(first, second, catalog))
+        case "cover_event":
+            return "cover", definitions.cover(catalog, first, arguments[1:])
         case "drop_event":
             quoted = first.replace('"', '""')
             return _statement(catalog, _compile(catalog, f'drop event "{quoted}"', None))

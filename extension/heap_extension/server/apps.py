@@ -152,10 +152,10 @@ def make_partitions(database: Database, name: str, first: str | None, last: str 
     waiting = {row["month"] for row in rows(database, _WAITING.format(table=qualified(name, "events_default")))}
     maintained = left_to_maintain(database)
     definitions = [
-        (row["index_suffix"], row["predicate"])
+        (row["index_suffix"], row["predicate"], tuple(row["covering"]))
         for row in rows(
             database,
-            "SELECT index_suffix, predicate FROM heap.event_definition"
+            "SELECT index_suffix, predicate, covering FROM heap.event_definition"
             " WHERE app = $1 AND predicate IS NOT NULL AND NOT dormant",
             app=name,
         )
@@ -197,7 +197,9 @@ def _stored_columns(database: Database, app: str) -> list[str]:
     return [row["name"] for row in found]
 
 
-def _partition(app: str, month: int, definitions: list[tuple[str, str]], *, moving: list[str]) -> Iterator[str]:
+def _partition(
+    app: str, month: int, definitions: list[tuple[str, str, tuple[str, ...]]], *, moving: list[str]
+) -> Iterator[str]:
     """One month's partition. With `moving`, the stored columns, events of that month are in the default partition and
     move over."""
     name = _partition_name(month)
@@ -213,8 +215,8 @@ def _partition(app: str, month: int, definitions: list[tuple[str, str]], *, movi
         yield f"INSERT INTO {events} ({columns}) SELECT {columns} FROM pg_temp.events_moving"
         yield "DROP TABLE pg_temp.events_moving"
     yield from _statistics(app, name)
-    for suffix, predicate in definitions:
-        yield create_index(app, name, suffix, predicate)
+    for suffix, predicate, covering in definitions:
+        yield create_index(app, name, suffix, predicate, covering)
 
 
 def _statistics(app: str, partition: str) -> Iterator[str]:

@@ -55,6 +55,8 @@ class Definition:
     index_suffix: str | None
     uses: tuple[str, ...]
     dormant: bool = False
+    gates_patterns: bool = True
+    covering: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +186,15 @@ class _Entries(NamedTuple):
 
 
 _ASKED_AGAIN = 300.0
+_UNKNOWN_KEPT = 1.0
+"""Seconds. Asking looks at every index of an app, too long for each step of each statement."""
 _NEVER = _Entries(0.0, None)
 _matching_events: dict[tuple[str, str | None], _Entries] = {}
-"""Per app and index suffix."""
+"""Per app and index suffix; what is not counted is asked again after `_UNKNOWN_KEPT`."""
+
+
+_definitions: dict[str, tuple[int, dict[str, Definition]]] = {}
+"""Those of each app as last read, with the version of the app they belong to."""
 
 
 class DatabaseCatalog:
@@ -204,16 +212,22 @@ class DatabaseCatalog:
 
     @cached_property
     def definitions(self) -> dict[str, Definition]:
-        """All definitions of the app by name."""
+        """All definitions of the app by name, kept for the session until one of them changes."""
+        version, kept = _definitions.get(self.app.name, (None, {}))
+        if version != self.app.version:
+            kept = self._read_definitions()
+            _definitions[self.app.name] = self.app.version, kept
+        return kept
+
+    def _read_definitions(self) -> dict[str, Definition]:
         found = rows(
             self.database,
-            "SELECT name, definition, index_suffix, uses, dormant FROM heap.event_definition WHERE app = $1",
+            "SELECT name, definition, index_suffix, uses, dormant, gates_patterns, covering FROM heap.event_definition"
+            " WHERE app = $1",
             app=self.app.name,
         )
         return {
-            row["name"]: Definition(
-                row["name"], row["definition"], row["index_suffix"], tuple(row["uses"]), row["dormant"]
-            )
+            row["name"]: Definition(**{**row, "uses": tuple(row["uses"]), "covering": tuple(row["covering"])})
             for row in found
         }
 
@@ -223,6 +237,9 @@ class DatabaseCatalog:
             return None
         self.named.add(name)
         return found.definition
+
+    def gates_patterns(self, name: str) -> bool:
+        return self.definitions[name].gates_patterns
 
     def event_names(self) -> Iterable[str]:
         return self.definitions
@@ -256,6 +273,10 @@ class DatabaseCatalog:
         into = {int(row["merged_into"]) for row in found}
         return MergingUsers(int(found[0]["batch"]), merged, tuple(sorted(into)), bool(found[0]["is_moved"]))
 
+    @cached_property
+    def is_distributed(self) -> bool:
+        return is_distributed(self.database, self.app.name)
+
     @property
     def shards(self) -> int:
         """On how many shards kernels can run. They read what is stored, so on none while users are being merged."""
@@ -278,13 +299,18 @@ class DatabaseCatalog:
         if missing:
             found = rows(
                 self.database,
-                "SELECT index_suffix, entries FROM heap._matching_events($1, pg_catalog.string_to_array($2, ','))"
-                " WHERE entries IS NOT NULL",
+                "SELECT index_suffix, entries FROM heap._matching_events($1, pg_catalog.string_to_array($2, ','))",
                 app=self.app.name,
                 suffixes=",".join(sorted(map(str, missing))),
             )
-            for row in found:
-                _matching_events[self.app.name, row["index_suffix"]] = _Entries(now + _ASKED_AGAIN, int(row["entries"]))
+            counted = {row["index_suffix"]: row["entries"] for row in found}
+            for suffix in missing:
+                key, entries = (self.app.name, suffix), counted.get(suffix)
+                _matching_events[key] = (
+                    _Entries(now + _UNKNOWN_KEPT, _matching_events.get(key, _NEVER).number)
+                    if entries is None
+                    else _Entries(now + _ASKED_AGAIN, int(entries))
+                )
         return _matching_events.get((self.app.name, self.definitions[name].index_suffix), _NEVER).number
 
     def regex_error(self, pattern: str) -> str | None:

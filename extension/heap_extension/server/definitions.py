@@ -1,8 +1,12 @@
-"""Commands that define, redefine and drop events, with their indexes."""
+"""Commands that define, redefine, cover and drop events, with their indexes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from heap_compiler import CompiledDefinition, HeapError, compile_definition
+from heap_compiler.errors import nearest
+from heap_compiler.schema import EVENT_COLUMNS
 from heap_extension.server.catalog import DatabaseCatalog, with_definition
 from heap_extension.server.indexes import (
     WAKE_MAINTAIN,
@@ -15,7 +19,9 @@ from heap_extension.server.indexes import (
 from heap_extension.server.quote import literal, literal_array
 from heap_extension.server.versions import new_version
 
-__all__ = ["define", "drop"]
+__all__ = ["cover", "define", "drop"]
+
+_KEY = frozenset({"user_id", "time", "event_id"})
 
 
 def define(catalog: DatabaseCatalog, compiled: CompiledDefinition) -> list[str]:
@@ -28,32 +34,78 @@ def define(catalog: DatabaseCatalog, compiled: CompiledDefinition) -> list[str]:
     changed = [compiled]
     for name in _dependents(catalog, compiled.name):
         changed.append(compile_definition(name, catalog.definitions[name].definition, after))
+    known = {name: definition.covering for name, definition in catalog.definitions.items()}
+    return _replaced(catalog, [(event, known.get(event.name, ())) for event in changed])
+
+
+def cover(catalog: DatabaseCatalog, name: str, columns: Sequence[str | None]) -> list[str]:
+    """Builds the event's indexes anew, with columns whose values are then read from them and not from the table; none
+    for indexes without.
+
+    Raises HeapError: the event is not defined or has no index of its own; a column is none of events, or named twice.
+    """
+    known = catalog.definitions.get(name)
+    if known is None:
+        raise HeapError(
+            f'unknown event "{name}"', hint=_did_you_mean(nearest(name, catalog.definitions), '"'), sqlstate="42704"
+        )
+    compiled = compile_definition(name, known.definition, catalog)
+    if compiled.predicate is None:
+        parts = " and ".join(f'"{part}"' for part in known.uses)
+        hint = f"cover {parts}, of which it is made" if parts else None
+        raise HeapError(f'"{name}" has no index of its own', hint=hint, sqlstate="42809")
+    covering: list[str] = []
+    for column in columns:
+        if column is None:
+            raise HeapError("the name of a column, not null, is expected")
+        if column in _KEY:
+            raise HeapError(f"every index has {column}", sqlstate="42701")
+        if column not in EVENT_COLUMNS:
+            raise HeapError(
+                f"{column} is no column of events: only columns can be covered, properties cannot",
+                hint=_did_you_mean(nearest(column, EVENT_COLUMNS)),
+                sqlstate="42703",
+            )
+        if column in covering:
+            raise HeapError(f"{column} is named twice", sqlstate="42701")
+        covering.append(column)
+    return _replaced(catalog, [(compiled, tuple(covering))])
+
+
+def _did_you_mean(name: str | None, quote: str = "") -> str | None:
+    return None if name is None else f"did you mean {quote}{name}{quote}?"
+
+
+def _replaced(catalog: DatabaseCatalog, changed: Sequence[tuple[CompiledDefinition, tuple[str, ...]]]) -> list[str]:
+    """Builds the indexes of these definitions, each with what it covers, and drops those they had."""
     app = catalog.app.name
     maintained = left_to_maintain(catalog.database)
     tables = [] if maintained else partitions(catalog.database, app)
     builds, records, drops = [], [], []
-    for event in changed:
-        suffix = None if event.predicate is None else index_suffix(event.name, event.predicate)
+    for event, covering in changed:
+        suffix = None if event.predicate is None else index_suffix(event.name, event.predicate, covering)
         old = catalog.definitions.get(event.name)
-        records.append(_record(app, event, suffix))
+        records.append(_record(app, event, suffix, covering))
         if old is not None and old.index_suffix == suffix:
             continue
         if event.predicate is not None and suffix is not None:
-            builds += [create_index(app, table, suffix, event.predicate) for table in tables]
+            builds += [create_index(app, table, suffix, event.predicate, covering) for table in tables]
         if old is not None and old.index_suffix is not None:
             drops += [drop_index(app, table, old.index_suffix) for table in tables]
     return [*builds, *records, new_version(app), *drops, *([WAKE_MAINTAIN] if maintained else [])]
 
 
-def _record(app: str, event: CompiledDefinition, suffix: str | None) -> str:
+def _record(app: str, event: CompiledDefinition, suffix: str | None, covering: Sequence[str]) -> str:
     values = [app, event.name, event.definition, event.predicate, suffix]
     written = ", ".join("NULL" if value is None else literal(value) for value in values)
     return (
-        "INSERT INTO heap.event_definition (app, name, definition, predicate, index_suffix, uses)"
-        f" VALUES ({written}, {literal_array(event.uses)})"
+        "INSERT INTO heap.event_definition"
+        " (app, name, definition, predicate, index_suffix, uses, covering, gates_patterns)"
+        f" VALUES ({written}, {literal_array(event.uses)}, {literal_array(covering)}, true)"
         " ON CONFLICT (app, name) DO UPDATE SET definition = excluded.definition, predicate = excluded.predicate,"
-        " index_suffix = excluded.index_suffix, uses = excluded.uses, changed_at = now(), dormant = false,"
-        " last_used = now()"
+        " index_suffix = excluded.index_suffix, uses = excluded.uses, covering = excluded.covering,"
+        " gates_patterns = excluded.gates_patterns,"
+        " changed_at = now(), dormant = false, last_used = now()"
     )
 
 

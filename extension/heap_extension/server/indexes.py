@@ -5,25 +5,34 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from collections.abc import Sequence
 
 from heap_extension.server.catalog import Database, rows
 from heap_extension.server.quote import identifier, qualified
 
-__all__ = ["WAKE_MAINTAIN", "create_index", "drop_index", "index_suffix", "left_to_maintain", "partitions"]
+__all__ = [
+    "WAKE_MAINTAIN",
+    "create_index",
+    "drop_index",
+    "index_rows",
+    "index_suffix",
+    "left_to_maintain",
+    "partitions",
+]
 
 _SLUG_LENGTH = 24
 
 
-def index_suffix(name: str, predicate: str) -> str:
-    """What follows the partition in an index's name: the event, readable, and a digest of it and its predicate. A
-    changed predicate makes another index, so that both can exist while one takes over.
+def index_suffix(name: str, predicate: str, covering: Sequence[str] = ()) -> str:
+    """What follows the partition in an index's name: the event, readable, and a digest of it, its predicate and what
+    it covers. Another predicate makes another index, so that both can exist while one takes over.
 
     >>> index_suffix("Viewed pricing", "type = 'pageview'")
     'viewed_pricing_d01fd1f0'
     """
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     slug = re.sub(r"[^a-z0-9]+", "_", plain.lower()).strip("_")[:_SLUG_LENGTH].rstrip("_") or "event"
-    digest = hashlib.sha256(f"{name}\0{predicate}".encode()).hexdigest()[:8]
+    digest = hashlib.sha256("\0".join((name, predicate, *covering)).encode()).hexdigest()[:8]
     return f"{slug}_{digest}"
 
 
@@ -38,12 +47,16 @@ def partitions(database: Database, app: str) -> list[str]:
     return [row["name"] for row in found]
 
 
-def create_index(app: str, partition: str, suffix: str, predicate: str) -> str:
-    """The command that builds a definition's index on one partition: the user's matching events in order."""
-    return (
-        f"CREATE INDEX {identifier(f'{partition}_{suffix}')} ON {qualified(app, partition)}"
-        f" (user_id, time, event_id) WHERE {predicate}"
-    )
+def index_rows(predicate: str, covering: Sequence[str] = ()) -> str:
+    """What a definition's index holds: the user's matching events in order, each with the covered columns."""
+    included = f" INCLUDE ({', '.join(map(identifier, covering))})" if covering else ""
+    return f"(user_id, time, event_id){included} WHERE {predicate}"
+
+
+def create_index(app: str, partition: str, suffix: str, predicate: str, covering: Sequence[str] = ()) -> str:
+    """The command that builds a definition's index on one partition."""
+    name = identifier(f"{partition}_{suffix}")
+    return f"CREATE INDEX {name} ON {qualified(app, partition)} {index_rows(predicate, covering)}"
 
 
 def drop_index(app: str, partition: str, suffix: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlglot import exp
 
 __all__ = ["identifier", "literal", "literal_array", "qualified"]
@@ -22,6 +24,6 @@ def literal(value: str) -> str:
     return exp.Literal.string(value).sql(dialect="postgres")
 
 
-def literal_array(values: tuple[str, ...]) -> str:
+def literal_array(values: Sequence[str]) -> str:
     """A text[] constant."""
     return f"ARRAY[{', '.join(literal(value) for value in values)}]::text[]"

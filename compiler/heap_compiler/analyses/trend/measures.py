@@ -16,14 +16,13 @@ from sqlglot import exp
 from heap_compiler.activity import bucket_of, of_users
 from heap_compiler.analyses.trend.plan import TrendMeasure, TrendPeriod, TrendPlan
 from heap_compiler.bound import GroupKey
-from heap_compiler.groups import TOTAL, fold_groups, group_values, user_values
+from heap_compiler.groups import TOTAL, event_values, fold_groups, group_columns, group_values, join_user_values
 from heap_compiler.measures import PERCENTILES, UNITS, aggregate, percentile_of, percentile_values
 from heap_compiler.scan import distinct_events
 from heap_compiler.sql import (
     column,
     function,
     is_set,
-    join,
     named,
     number,
     select,
@@ -83,7 +82,7 @@ def whole_range(plan: TrendPlan, measure: TrendMeasure) -> exp.Query:
 
 
 def _own_groups(keys: Sequence[GroupKey]) -> _Groups:
-    return _Groups(tuple(f"group_{position}" for position in range(1, len(keys) + 1)), group_values(keys))
+    return _Groups(tuple(group_columns(keys)), group_values(keys))
 
 
 def _measured(
@@ -142,21 +141,11 @@ def _rows(
         columns["user_id"] = column("user_id")
     if measure.function == "sessions":
         columns["session_id"] = column("session_id")
-    columns |= place
-    columns |= {f"group_{position}": key.value for position, key in enumerate(keys, start=1) if not key.of_user}
+    columns |= {**place, **event_values(keys)}
     if measure.value is not None:
         columns["value"] = measure.value
     rows = distinct_events(plan.schema, measure.event, period.read, columns, alias=alias, extra=of_users(plan.users))
-    if not any(key.of_user for key in keys):
-        return rows
-    users = user_values(plan.schema, keys)
-    same_user = exp.EQ(this=column("user_id", "users"), expression=column("user_id", "events"))
-    user_groups = [column(f"group_{position}", "users") for position, key in enumerate(keys, start=1) if key.of_user]
-    return select(
-        [*(column(name, "events") for name in columns), *user_groups],
-        subquery(rows, "events"),
-        joins=[join(subquery(users, "users"), [same_user], kind="LEFT")],
-    )
+    return join_user_values(plan.schema, keys, rows, list(columns))
 
 
 def _aggregated(

@@ -6,6 +6,14 @@ AS $$ SELECT heap._run('define_event', ARRAY[name, definition]) $$;
 COMMENT ON FUNCTION heap.define_event(text, text) IS
 'Defines an event, or redefines it, over all history, and builds its partial indexes in this transaction';
 
+CREATE OR REPLACE FUNCTION heap.cover_event(name text, VARIADIC columns text[] DEFAULT '{}')
+RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT heap._run('cover_event', name || columns) $$;
+COMMENT ON FUNCTION heap.cover_event(text, text[]) IS
+'Keeps columns of the events in an event''s indexes, so that groups by them are read from there and not from the table; without columns, none';
+
 CREATE OR REPLACE FUNCTION heap.drop_event(name text)
 RETURNS void
 LANGUAGE sql
