@@ -362,5 +362,5 @@ def test_maintain_says_whose_transaction_holds_up_merges(crowd: _Connection, peo
         assert len(waiting) == 1
         assert f"merges of users of people wait for process {pid} of " in waiting[0]
         assert "idle in transaction" in waiting[0]
-    finish_merges(crowd)
+    finish_merges(crowd, "people")
     assert crowd.execute("SELECT count(*) FROM heap.user_merge WHERE app = 'people'").fetchone() == (0,)
