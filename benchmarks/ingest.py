@@ -286,13 +286,25 @@ def soak(
             (rows, different) = connection.execute(
                 f"SELECT count(*), count(DISTINCT event_id) FROM {_APP}.events"
             ).fetchone() or (0, 0)
-            typer.echo(
-                f"{number / took:,.0f} events/s acknowledged for {took:.0f} s; more than 1 s behind: {late} times"
-            )
-            typer.echo(f"acknowledged after {_quantiles(acknowledged)}; seen by a query after {_quantiles(delays)}")
-            typer.echo(f"{number:,} sent, {end:,} in Kafka, {rows:,} stored, {different:,} different")
-            for name, sizes in memory.items():
-                typer.echo(f"memory of {name}, every 5 s: {' '.join(str(size // 1_000_000) for size in sizes)} MB")
+            table = {
+                "events/s acknowledged": f"{number / took:,.0f} for {took:.0f} s; {late} times more than 1 s behind",
+                "acknowledged after": _quantiles(acknowledged),
+                "seen by a query after": _quantiles(delays),
+                "events": f"{number:,} sent, {end:,} messages in Kafka, {rows:,} stored, {different:,} different",
+                **{f"memory of {name}": _growth(sizes) for name, sizes in memory.items()},
+            }
+            for what, found in table.items():
+                typer.echo(f"{what:22} {found}")
+
+
+def _growth(sizes: list[int]) -> str:
+    """Of memory that was looked at every 5 seconds: begin, end and most, and the slope of its second half."""
+    half = [size / 1e6 for size in sizes[len(sizes) // 2 :]]
+    slope = statistics.linear_regression(range(len(half)), half).slope * 12 if len(half) > 1 else 0.0
+    return (
+        f"{sizes[0] / 1e6:.0f} MB at first, {sizes[-1] / 1e6:.0f} at last, {max(sizes) / 1e6:.0f} at most;"
+        f" {slope:+.1f} MB a minute in the second half"
+    )
 
 
 class _Watch:
