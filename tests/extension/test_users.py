@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from heap_extension.maintain import Maintainer
 from heap_extension.user_ids import hash_bigint
 from tests import oracle
 from tests.histories import NOW, ZONE, histories, insert
@@ -347,3 +348,20 @@ def test_an_app_of_an_earlier_version_is_brought_to_this_one(dsn: str) -> None:
             assert found == [(hash_bigint("one"), 2)]
         finally:
             connection.execute("SELECT heap.drop_app('olden')")
+
+
+@pytest.mark.parametrize("dsn", ["citus"], indirect=True)
+def test_maintain_says_whose_transaction_holds_up_merges(crowd: _Connection, people: str) -> None:
+    with psycopg.connect(people) as idle:
+        idle.execute("SELECT FROM people.events")
+        crowd.execute("INSERT INTO people.users (user_id) SELECT generate_series(1, 20)")
+        crowd.execute("SELECT heap.merge_users(user_id, 99) FROM generate_series(1, 20) AS user_id")
+        lines: list[str] = []
+        assert not Maintainer(people, lines.append).run_once(patience=0.1)
+        pid = idle.info.backend_pid
+        waiting = [line for line in lines if line.startswith("waiting")]
+        assert len(waiting) == 1
+        assert f"merges of users of people wait for process {pid} of " in waiting[0]
+        assert "idle in transaction" in waiting[0]
+    finish_merges(crowd, "people")
+    assert crowd.execute("SELECT count(*) FROM heap.user_merge WHERE app = 'people'").fetchone() == (0,)
