@@ -23,6 +23,7 @@ from benchmarks.work import EVENTS, GROUPED, NOW, Funnel, Paths, Question, Reten
 from heap_extension.citus_cluster import CitusCluster
 from heap_extension.cluster import Cluster
 from heap_extension.install import VERSION, extension_scripts
+from heap_extension.maintain import Maintainer
 from heap_extension.nodes import create_extension
 from heap_extension.postgres import find_postgres
 
@@ -132,6 +133,9 @@ class Heap:
                     connection.execute("SELECT heap.cover_event(%s, %s)", (event, column))
             for table in ("users", *(f"events_{month.replace('-', '_')}" for month in MONTHS)):
                 connection.execute(f"VACUUM (ANALYZE, FREEZE) {app}.{table}")
+            # As where `heap maintain` runs: it packs the months that are over, which the last one is not yet.
+            Maintainer(self.dsn).run_once()
+            connection.execute(f"DELETE FROM {app}.packs WHERE relation ~ 'events_{MONTHS[-1].replace('-', '_')}'")
             connection.execute("CHECKPOINT")
             took = time.perf_counter() - began
             connection.execute("INSERT INTO public.loaded VALUES (%s, %s, %s)", (app, dataset.digest, took))
@@ -169,7 +173,7 @@ class Heap:
         return float(total) / dataset.events
 
     def bytes_of_definitions(self, dataset: Dataset) -> dict[str, float]:
-        """Bytes of the indexes of one definition of each tier, on plain PostgreSQL."""
+        """Bytes of the indexes and of the packs of one definition of each tier, on plain PostgreSQL."""
         app = app_of(dataset)
         sizes = {}
         for tier in self.tiers:
@@ -177,6 +181,10 @@ class Heap:
                 "SELECT bytes FROM heap.events WHERE app = %s AND name = %s", (app, EVENTS[tier][0].name)
             ).fetchone() or (0,)
             sizes[f"bytes of a definition, {tier}"] = float(size or 0)
+            (size,) = self.asked(dataset).execute(
+                "SELECT sum(bytes) FROM heap.pack_health(%s) WHERE event = %s", (app, EVENTS[tier][0].name)
+            ).fetchone() or (0,)
+            sizes[f"bytes of its packs, {tier}"] = float(size or 0)
         return sizes
 
     def settings(self) -> str:

@@ -293,7 +293,7 @@ class _EventBinder:
         base = _conditions([branch.base], gates_patterns=self.catalog.gates_patterns(branch.definition))
         known = set(base)
         extra = tuple(part for part in _conditions(beyond) if part not in known)
-        return Alternative((*base, *extra), branch.definition)
+        return Alternative((*base, *extra), branch.definition, exact=not extra)
 
     def is_sequence(self, event: syntax.Event) -> bool:
         """True when the event is defined by a sequence, itself or through the definitions it is made of."""

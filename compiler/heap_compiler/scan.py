@@ -28,7 +28,7 @@ from heap_compiler.sql import (
     walk,
 )
 
-__all__ = ["EVENT_ORDER", "Scan", "distinct_events", "scans", "scans_in"]
+__all__ = ["EVENT_ORDER", "Scan", "distinct_events", "matching", "scans", "scans_in"]
 
 EVENT_ORDER = ("user_id", "time", "event_id")
 """The order of a user's events, and the columns of every partial index."""
@@ -79,16 +79,20 @@ def scans(
         query = select(
             [named(copied(value), name) for name, value in columns.items()],
             events_table(schema, alias),
-            where=[
-                *(_of_known_users(copied(part), alias) for part in (*alternative.conditions, *extra)),
-                *_within(read),
-                *_is_first_after(schema, alternative.first_after, read, alias),
-            ],
+            where=[*matching(schema, alternative, read, alias=alias, extra=extra), *_within(read)],
             order_by=[copied(part) for part in order],
         )
         query.meta["scan"] = Scan(alias, event.name, alternative.definition, not alternative.conditions)
         queries.append(query)
     return queries
+
+
+def matching(
+    schema: str, alternative: Alternative, read: TimeRange, *, alias: str, extra: Sequence[exp.Expr] = ()
+) -> list[exp.Expr]:
+    """What an event of the range `read` must fulfil beside being in it; as in `scans`."""
+    conditions = (_of_known_users(copied(part), alias) for part in (*alternative.conditions, *extra))
+    return [*conditions, *_is_first_after(schema, alternative.first_after, read, alias)]
 
 
 def _of_known_users(condition: exp.Expr, alias: str) -> exp.Expr:

@@ -29,6 +29,15 @@ _SKIPPED = {"..", "__pycache__", "tests"}
 _PACKAGES = ("heap_grammar", "heap_compiler", "heap_extension")
 
 
+_LOAD_KERNELS = """\
+if "kernels" not in GD:
+    import sys
+    sys.path.insert(0, "@python_path@")
+    GD["kernels"] = "@version@"\
+"""
+"""What every kernel's body begins with: once in a session, where the packages are."""
+
+
 class InstallError(Exception):
     """The files cannot be installed; the message says what to do."""
 
@@ -45,7 +54,8 @@ def extension_scripts(version: str, python_path: Path, sql: Path = _SQL) -> dict
     def script(files: list[Path]) -> str:
         guard = '\\echo Use "CREATE EXTENSION heap CASCADE" to load this file. \\quit\n'
         joined = guard + "\n".join(file.read_text(encoding="utf-8") for file in files)
-        return joined.replace("@python_path@", str(python_path)).replace("@version@", version)
+        loading = joined.replace("@load_kernels@", _LOAD_KERNELS)
+        return loading.replace("@python_path@", str(python_path)).replace("@version@", version)
 
     control = (sql.parent / "heap.control").read_text(encoding="utf-8").replace("@version@", version)
     scripts = {"heap.control": control, f"heap--{version}.sql": script([*incremental, *idempotent])}
@@ -73,11 +83,13 @@ def install(postgres: Postgres, version: str = VERSION, sql: Path = _SQL) -> lis
     """Writes the files; what a running server has loaded stays as it is until its sessions end.
 
     Raises:
-        InstallError: PL/Python is missing, PostgreSQL's directories are not writable, or plpython3 would not find
-            libraries built for its Python.
+        InstallError: PL/Python or pageinspect is missing, PostgreSQL's directories are not writable, or plpython3 would
+            not find libraries built for its Python.
     """
     if not postgres.has_extension("plpython3u"):
         raise InstallError(f"PL/Python is missing: apt-get install postgresql-plpython3-{postgres.version}")
+    if not postgres.has_extension("pageinspect"):
+        raise InstallError("pageinspect is missing: it comes with the package of PostgreSQL's contrib modules")
     for directory in (postgres.extensions, postgres.lib):
         if not os.access(directory, os.W_OK):
             raise InstallError(f"{directory} is not writable: run `heap install` once as root")

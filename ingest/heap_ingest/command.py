@@ -104,7 +104,7 @@ def sink(
         str | None,
         typer.Option(help="A name of its own for this sink: started again, it goes on at once.", show_default=False),
     ] = None,
-    batch: Annotated[int, typer.Option(help="Events of a transaction, about.", min=1)] = 5_000,
+    batch: Annotated[int, typer.Option(help="Events of a transaction, about.", min=1)] = 20_000,
     linger: Annotated[float, typer.Option(help="Seconds to wait for a batch to fill.", min=0.01)] = 0.2,
     places: Places = None,
     address: Address = "drop",

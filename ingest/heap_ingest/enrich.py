@@ -75,11 +75,16 @@ class Enrichment:
 
 def _place(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     country = found.get("country") or found.get("registered_country") or {}
-    if isinstance(code := country.get("iso_code"), str):
+    if isinstance(code := country.get("iso_code"), str) and _is_plain(code):
         yield "country", code
     for column, place in (("region", (found.get("subdivisions") or [{}])[0]), ("city", found.get("city") or {})):
-        if isinstance(name := place.get("names", {}).get("en"), str):
+        if isinstance(name := place.get("names", {}).get("en"), str) and _is_plain(name):
             yield column, name
+
+
+def _is_plain(name: str) -> bool:
+    """What no name of a place is without: `lines` looks at the message for what needs escapes, not at what is added."""
+    return name.isprintable() and "\\" not in name
 
 
 @lru_cache(maxsize=100_000)

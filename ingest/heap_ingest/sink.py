@@ -62,7 +62,7 @@ class Sink:
         dead_letters: str = DEAD_LETTERS,
         group: str = "heap-sink",
         instance: str | None = None,
-        batch: int = 5_000,
+        batch: int = 20_000,
         linger: float = 0.2,
         enrichment: Enrichment | None = None,
         report: Callable[[str], None] = lambda _line: None,

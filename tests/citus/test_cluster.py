@@ -136,6 +136,7 @@ def _remove_inserted(connection: psycopg.Connection[Any], expected: int) -> None
 def test_a_third_worker_takes_its_share_with_every_index_and_gives_it_back(
     shop: psycopg.Connection[Any], big_cluster: CitusCluster
 ) -> None:
+    shop.execute("SET heap.strategy = 'vector'")  # whose sessions on the workers keep plans of shards
     before = _answers(shop)
     big_cluster.up(3)
     third = big_cluster.workers[2]

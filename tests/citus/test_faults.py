@@ -52,7 +52,7 @@ def faulty(big_cluster: CitusCluster) -> Iterator[CitusCluster]:
 
 
 def _make_app(connection: psycopg.Connection[Any]) -> None:
-    connection.execute("UPDATE heap.settings SET index_builds = 'maintain'")
+    connection.execute("UPDATE heap.settings SET index_builds = 'maintain', pack_above = 1")
     connection.execute("SELECT heap.create_app('faulty', shard_count => 4)")
     connection.execute("SELECT heap.make_partitions('faulty', '2026-01-01', '2026-02-28')")
     connection.execute(
@@ -64,7 +64,7 @@ def _make_app(connection: psycopg.Connection[Any]) -> None:
 
 
 def _drop_app(connection: psycopg.Connection[Any]) -> None:
-    connection.execute("UPDATE heap.settings SET index_builds = 'auto'")
+    connection.execute("UPDATE heap.settings SET index_builds = 'auto', pack_above = DEFAULT")
     connection.execute("SELECT heap.drop_app(name) FROM heap.app WHERE name = 'faulty'")
 
 
@@ -95,6 +95,8 @@ def _converge(cluster: CitusCluster) -> float:
             "SELECT result FROM run_command_on_all_nodes('SELECT count(*) FROM pg_index WHERE NOT indisvalid')"
         ).fetchall()
         assert {count for (count,) in invalid} == {"0"}
+        packs = connection.execute("SELECT DISTINCT state FROM heap.pack_health('faulty')").fetchall()
+        assert {state for (state,) in packs} <= {"valid", "waiting"}, lines
         for (event,) in connection.execute("SELECT name FROM heap.events WHERE app = 'faulty'").fetchall():
             assert _count(connection, event) == _EVENTS // _PATHS
     return took
@@ -238,7 +240,16 @@ _STEPS = {
     "drop": "DROP INDEX CONCURRENTLY%",
     "vacuum": "VACUUM%",
     "reindex": "REINDEX%",
+    "unpack": "DELETE FROM%packs%",
+    "pack": "SELECT heap._make_pack%",
 }
+
+
+def _packs_beside(connection: psycopg.Connection[Any], shard: str) -> str:
+    (packs,) = connection.execute(
+        "SELECT 'faulty.' || packs FROM heap._pack_places('faulty') WHERE 'faulty.' || relation = %s", (shard,)
+    ).fetchone() or ("",)
+    return str(packs)
 
 
 def _slow_vacuum(node: psycopg.Connection[Any], *, slow: bool) -> None:
@@ -266,6 +277,10 @@ def test_maintainer_killed_at_each_step(faulty: CitusCluster, step: str, measure
                 )
             case "drop":
                 connection.execute("SELECT heap.drop_event('A')")
+            case "pack":
+                connection.execute("DELETE FROM faulty.packs")
+            case "unpack":
+                there.execute(f"UPDATE {shard} SET path = path")
             case "use":
                 connection.execute("UPDATE heap.event_definition SET scans = -1 WHERE app = 'faulty'")
             case "vacuum":
@@ -287,6 +302,9 @@ def test_maintainer_killed_at_each_step(faulty: CitusCluster, step: str, measure
                 blocker.execute("LOCK TABLE heap.event_definition IN ACCESS EXCLUSIVE MODE")
             case "use":
                 blocker.execute("LOCK TABLE heap.event_definition IN SHARE MODE")
+            case "pack" | "unpack":
+                there.execute("BEGIN")
+                there.execute(f"LOCK TABLE {_packs_beside(connection, shard)} IN SHARE MODE")
             case "build" | "rebuild" | "drop" | "reindex":
                 there.execute("BEGIN")
                 there.execute(f"LOCK TABLE {shard} IN ROW EXCLUSIVE MODE")

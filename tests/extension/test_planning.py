@@ -23,7 +23,7 @@ def two_years(dsn: str) -> Iterator[psycopg.Connection[Any]]:
         connection.execute("SELECT heap.create_app('planned', 'UTC', %s)", (2 if distributed else None,))
         connection.execute(
             "SELECT set_config('heap.app', 'planned', false), set_config('heap.now', '2026-06-20', false),"
-            " set_config('heap.strategy', 'merge', false)"  # kernels plan the same reads, one by one
+            " set_config('heap.strategy', 'merge', false)"  # kernels keep their plans
         )
         connection.execute("SELECT heap.make_partitions('planned', %s, %s)", (_FIRST, _LAST))
         connection.execute(
@@ -70,16 +70,53 @@ def test_only_the_months_of_the_range_are_planned(
     assert _months(plan) == months
 
 
+def _locked_indexes(connection: psycopg.Connection[Any]) -> dict[str, int]:
+    """How many indexes of each partition the open transaction has locked. Planning locks all of them, running a plan
+    that was kept only those it reads."""
+    return dict(
+        connection.execute(
+            "SELECT t.relname, count(*) FROM pg_locks AS l JOIN pg_index AS i ON i.indexrelid = l.relation"
+            " JOIN pg_class AS t ON t.oid = i.indrelid WHERE l.pid = pg_backend_pid()"
+            " AND t.relnamespace = 'planned'::regnamespace AND t.relispartition GROUP BY 1"
+        ).fetchall()
+    )
+
+
 @pytest.mark.parametrize("dsn", ["postgres"], indirect=True)
 def test_planning_locks_the_indexes_of_those_months_and_no_others(two_years: psycopg.Connection[Any]) -> None:
     sql = _sql(two_years, 'funnel "E1" -> "E2" -> "E3" within 7 days over last 30 days')
     with two_years.transaction():
         (explained,) = two_years.execute(f"EXPLAIN (SUMMARY, FORMAT JSON) {sql}").fetchone() or ([],)  # type: ignore[arg-type]
-        locked = two_years.execute(
-            "SELECT t.relname, count(*) FROM pg_locks AS l JOIN pg_index AS i ON i.indexrelid = l.relation"
-            " JOIN pg_class AS t ON t.oid = i.indrelid WHERE l.pid = pg_backend_pid()"
-            " AND t.relnamespace = 'planned'::regnamespace AND t.relkind = 'r' GROUP BY 1"
-        ).fetchall()
+        locked = _locked_indexes(two_years)
     indexes = _DEFINITIONS + 1
-    assert dict(locked) == {"events_2026_05": indexes, "events_2026_06": indexes}
+    assert locked == {"events_2026_05": indexes, "events_2026_06": indexes}
     assert explained[0]["Planning Time"] < 500
+
+
+@pytest.mark.parametrize("dsn", ["postgres"], indirect=True)
+def test_kernels_plan_once_in_a_session(two_years: psycopg.Connection[Any]) -> None:
+    """Whatever the number of definitions and partitions, later calls open the indexes that they read and no others,
+    until definitions change."""
+
+    def locked(ranged: str) -> dict[str, int]:
+        sql = _sql(two_years, f'funnel "E1" -> "E2" within 7 days {ranged}')
+        assert "heap._funnel_kernel" in sql
+        with two_years.transaction():
+            two_years.execute(sql.encode())
+            return _locked_indexes(two_years)
+
+    months = [f"events_{year}_{month:02d}" for year in (2024, 2025, 2026) for month in range(1, 13)]
+    months = months[months.index("events_2024_07") : months.index("events_2026_06") + 1]
+    every, own = _DEFINITIONS + 1, 2
+    two_years.execute("SELECT set_config('heap.strategy', 'vector', false)")
+    try:
+        two_years.execute("VACUUM ANALYZE planned.events")
+        assert locked("from '2024-07-01' to '2026-06-20'") == dict.fromkeys(months, every)
+        assert locked("from '2024-07-01' to '2026-06-20'") == dict.fromkeys(months, own)
+        two_years.execute("SELECT heap.define_event('Other', 'purchase')")
+        assert locked("from '2024-07-01' to '2026-06-20'") == dict.fromkeys(months, every + 1), "an index more"
+        assert locked("from '2024-07-01' to '2026-06-20'") == dict.fromkeys(months, own)
+        assert set(locked("from '2025-02-03' to '2025-03-10'").values()) == {every + 1}, "parts of months, first"
+        assert set(locked("from '2025-02-07' to '2025-03-16'").values()) == {own}
+    finally:
+        two_years.execute("SELECT set_config('heap.strategy', 'merge', false)")

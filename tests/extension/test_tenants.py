@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,10 @@ _OPERATORS_ONLY = {
     "make_roles": "makes roles",
     "grant_analyst": "grants roles",
     "make_shards": "makes tables",
+    "_create_packs": "makes tables",
+    "_distribute_with_users": "makes shards",
+    "_make_pack": "writes packs",
+    "_raw_page": "reads pages of any table",
     "_make_role": "makes roles",
     "_drop_roles": "drops roles",
     "_grant_functions": "grants",
@@ -302,8 +307,10 @@ def test_functions_are_granted_by_rule_or_withheld_for_a_reason(tenants: str) ->
             " FROM pg_proc AS p JOIN pg_language AS l ON l.oid = p.prolang WHERE pronamespace = 'heap'::regnamespace"
         ).fetchall()
     in_python = {name for _, name, language, *_ in functions if language == "plpython3u"}
-    assert in_python == {"_compile", "_funnel_kernel", "_average_duration", "_duration_counts", "_duration_quantiles"}
-    assert {name for _, name, _, is_definer, *_ in functions if is_definer} == {"_run_in"}
+    kernels = {"_funnel_kernel", "_counting_kernel", "_paths_kernel"}
+    computing = {"_average_duration", "_duration_counts", "_duration_quantiles"}
+    assert in_python == {"_compile", "_page_stamps", "_make_pack"} | kernels | computing
+    assert {name for _, name, _, is_definer, *_ in functions if is_definer} == {"_run_in", "_page_stamps"}
     assert {name for _, name, *_, tenant, _ in functions if not tenant} == set(_OPERATORS_ONLY)
     for signature, _, _, _, only_computes, _, anybody in functions:
         assert anybody == only_computes, signature
@@ -503,23 +510,25 @@ def test_an_app_from_before_gets_its_roles(tenants: str) -> None:
 def test_a_kernel_reads_what_its_caller_may_and_changes_nothing(tenants: str) -> None:
     """Whoever may call it can write a specification of their own."""
 
-    def call(read: str) -> str:
-        step = f'{{"read": ["{read}"], "within": null, "size": null}}'
-        rest = '"window": 1, "now": 0, "buckets": [], "group_keys": [], "group_step": 0, "group_of_user": null'
-        asked = (
-            f'{{"schema": "acme", "steps": [{step}, {step}], {rest}, "user_keys": [], "users": null, "slice": 1000}}'
-        )
-        return f"SELECT * FROM heap._funnel_kernel('acme.users'::regclass, '{asked}')"
+    def call(app: str, condition: str = "true", value: str = "path") -> bytes:
+        scan = {"alias": "step", "where": [condition], "definition": None}
+        always = {"start": 0, "end": 10**15, "first_since": None}
+        events = {"scans": [scan], **always, "values": [value], "size": None}
+        steps = [{"events": events, "within": None}, {"events": {**events, "values": []}, "within": None}]
+        groups = {"group_keys": ["group_1"], "group_step": 0, "group_of_user": None, "user_keys": [], "users": None}
+        limits = {"window": 1, "now": 0, "buckets": [], "slice": 1_000, "probe_cost": 15}
+        asked = json.dumps({"schema": app, "steps": steps, **groups, **limits})
+        call = f"heap._funnel_kernel(tableoid, {sql.quote(asked)})"
+        return f"SELECT (t).group_values, sum((t).users[1]) FROM (SELECT {call} AS t FROM acme.shards) AS s GROUP BY 1".encode()
 
-    own = "SELECT user_id, now() AS time, 1::bigint AS event_id FROM acme.users LIMIT 1"
     with _connect(tenants, "ada") as ada:
-        assert len(ada.execute(call(own).encode()).fetchall()) == 1
-        _refused(ada, call(own.replace("acme", "bolt")))
+        assert ada.execute(call("acme")).fetchall() == [(["/Home"], 5)]
+        _refused(ada, call("bolt").decode())
         for attempt in (
-            "DELETE FROM acme.users RETURNING user_id, now() AS time, 1::bigint AS event_id",
-            f"{own}) AS x; UPDATE acme.users SET identity = NULL; SELECT 1 FROM (SELECT 1",
-            "WITH gone AS (DELETE FROM acme.users RETURNING *) SELECT user_id, now() AS time FROM gone",
+            "user_id IN (DELETE FROM acme.users RETURNING user_id)",
+            "true) ORDER BY 1) AS x; UPDATE acme.users SET identity = NULL; SELECT 1 FROM (SELECT * FROM acme.events WHERE (true",
+            "user_id IN (SELECT user_id FROM bolt.events)",
         ):
             with pytest.raises(psycopg.Error):
-                ada.execute(call(attempt).encode())
+                ada.execute(call("acme", condition=attempt))
         assert _one(ada, "SELECT count(identity) FROM acme.users") == 5

@@ -1,60 +1,23 @@
 """Lower a sequence to a call of the kernel per shard: there numpy finds the chains in arrays read from the indexes.
 
-`<app>.shards` has one row in every shard, so that a query over it runs once beside the data of each. The kernel gets
-what to read as SQL and what to count as numbers, and gives one row per bucket and group, which the query adds up. What
-comes back are totals, as from the other strategies: everything above them is the same.
+The kernel gives one row per bucket and group, which the query adds up. What comes back are totals, as from the other
+strategies: everything above them is the same.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 from sqlglot import exp
 
 from heap_compiler.bound import GroupKey
-from heap_compiler.groups import group_columns, user_values
-from heap_compiler.scan import EVENT_ORDER, Scan, scans_in
-from heap_compiler.sequence import Sequence, SequenceStep
-from heap_compiler.sql import (
-    cast,
-    column,
-    function,
-    named,
-    number,
-    select,
-    shards_table,
-    subquery,
-    text,
-    union_all,
-    walk,
-)
-from heap_compiler.strategies.reading import step_events
+from heap_compiler.groups import group_columns
+from heap_compiler.passes.choose_strategy import PROBE_COST
+from heap_compiler.sequence import Sequence
+from heap_compiler.strategies.kernels import SLICE, Reads, instants, kernel_query, microseconds
 
-__all__ = ["KernelCall", "kernel_calls", "kernel_column", "kernel_totals"]
-
-_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
-_SLICE = 4_000_000
-"""Rows of one step that a shard has in memory at once: about 200 MB with their copies on the way from PostgreSQL."""
-
-_MARK = "\0"
-"""Marks the names of the app's tables in a read: no text of PostgreSQL has this character."""
-
-
-@dataclass(frozen=True, slots=True)
-class KernelCall:
-    """What a kernel reads: its scans, and its queries over the app's tables."""
-
-    scans: tuple[Scan, ...]
-    queries: tuple[str, ...]
-
-
-def kernel_calls(query: exp.Query) -> list[KernelCall]:
-    """Every call of a kernel in the query."""
-    return [part.meta["kernel"] for part in walk(query) if type(part) is exp.Select and "kernel" in part.meta]
+__all__ = ["kernel_totals"]
 
 
 def kernel_totals(
@@ -76,92 +39,32 @@ def kernel_totals(
         users: the users that count; None for all.
         buckets: the first instants of the buckets of the entries; none without buckets.
     """
-    reads = _Reads(sequence.schema)
-    names = group_columns(keys)
-    of_event = {name: key.value for name, key in zip(names, keys, strict=True) if not key.of_user}
-    of_user = [name for name, key in zip(names, keys, strict=True) if key.of_user]
-    steps = [
-        {
-            "read": reads.add(_read(sequence, index, of_event if index == group_step else {})),
-            "within": None if step.within is None else _microseconds(step.within),
-            "size": _rows_of_shard(step, sequence.shards),
-        }
-        for index, step in enumerate(sequence.steps, start=1)
-    ]
+    reads = Reads(sequence.schema)
+    values = {name: key.value for name, key in zip(group_columns(keys), keys, strict=True) if not key.of_user}
     specification = {
         "schema": sequence.schema,
-        "steps": steps,
-        "window": _microseconds(sequence.window),
-        "now": _microseconds(now - _EPOCH),
-        "buckets": [_microseconds(bucket - _EPOCH) for bucket in buckets],
-        "group_keys": names,
+        "steps": [
+            {
+                "events": _selection(sequence, index, values if index == group_step else {}, reads),
+                "within": None if step.within is None else microseconds(step.within),
+            }
+            for index, step in enumerate(sequence.steps, start=1)
+        ],
+        "window": microseconds(sequence.window),
+        "now": instants([now])[0],
+        "buckets": instants(buckets),
+        **reads.population(keys, users),
         "group_step": group_step - 1,
-        "group_of_user": reads.add(_users_in_order(user_values(sequence.schema, keys), of_user)) if of_user else None,
-        "user_keys": of_user,
-        "users": None if users is None else reads.add(users.copy()),
-        "slice": _SLICE,
+        "slice": SLICE,
+        "probe_cost": PROBE_COST,
     }
-    written = cast(text(json.dumps(specification, ensure_ascii=False, separators=(",", ":"))), "json")
-    call = function("heap._funnel_kernel", column("tableoid", "shards"), written)
-    kernel = select([named(call, "totals")], shards_table(sequence.schema))
-    kernel.meta["kernel"] = KernelCall(tuple(reads.scans), tuple(reads.queries))
-    return [("kernel", kernel)]
+    return [("kernel", kernel_query("heap._funnel_kernel", specification, reads))]
 
 
-def kernel_column(name: str, step: int | None = None) -> exp.Expr:
-    """A column of the rows of `kernel`; of one that has an element per step, that of the step."""
-    value = exp.Dot(this=exp.paren(column("totals", "kernel")), expression=exp.to_identifier(name))
-    return value if step is None else exp.Bracket(this=value, expressions=[number(step)], offset=1)
-
-
-def _read(sequence: Sequence, index: int, values: dict[str, exp.Expr]) -> exp.Query:
-    """The events of a step in their order, with the values."""
-    step = replace(sequence.steps[index - 1], driver=None)
-    alone = replace(sequence, steps=(step, *sequence.steps[1:])) if index == 1 else sequence
-    parts: list[exp.Select] = step_events(alone, step, values, alias=f"{sequence.alias}_{index}")
-    if len(parts) == 1:
-        return parts[0]
-    return select(
-        [column(name) for name in (*EVENT_ORDER, *values)],
-        subquery(union_all(parts), "matching"),
-        order_by=[column(name) for name in EVENT_ORDER],
-    )
-
-
-def _users_in_order(users: exp.Select, values: Items[str]) -> exp.Select:
-    names = [column(name) for name in ("user_id", *values)]
-    return select(names, subquery(users, "grouped_users"), order_by=[column("user_id")])
-
-
-def _rows_of_shard(step: SequenceStep, shards: int) -> int | None:
-    matching = step.matching_events
-    return None if matching is None else -(-matching // shards)
-
-
-def _microseconds(duration: timedelta) -> int:
-    return duration // timedelta(microseconds=1)
-
-
-class _Reads:
-    """Queries on their way into a specification: as SQL in parts, with the names of the app's tables between them."""
-
-    def __init__(self, schema: str) -> None:
-        self._schema = schema
-        self.scans: list[Scan] = []
-        self.queries: list[str] = []
-
-    def add(self, query: exp.Query) -> list[str]:
-        """The query's parts; those at odd positions are names of tables."""
-        self.scans += scans_in(query)
-        for table in walk(query):
-            if isinstance(table, exp.Table) and table.db == self._schema:
-                if not table.alias:
-                    table.set("alias", exp.TableAlias(this=exp.to_identifier(table.name)))
-                table.set("this", exp.to_identifier(f"{_MARK}{table.name}{_MARK}", quoted=True))
-                table.set("db", None)
-        sql = query.sql(dialect="postgres", normalize_functions=False, comments=False, copy=False)
-        parts = re.split(f'"{_MARK}([^{_MARK}]*){_MARK}"', sql)
-        schema = exp.to_identifier(self._schema, quoted=True).sql("postgres")
-        shown = (part if at % 2 == 0 else f'{schema}."{part}"' for at, part in enumerate(parts))
-        self.queries.append("".join(shown))
-        return parts
+def _selection(sequence: Sequence, index: int, values: dict[str, exp.Expr], reads: Reads) -> dict[str, object]:
+    """The events of a step, with the values."""
+    step = sequence.steps[index - 1]
+    assert step.read is not None
+    since = sequence.entry.start if sequence.first_time and index == 1 else None
+    alias = f"{sequence.alias}_{index}"
+    return reads.selection(step.event, step.read, alias, shards=sequence.shards, values=values, first_since=since)

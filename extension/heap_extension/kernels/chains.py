@@ -11,50 +11,20 @@ left out at once, with the users who have no others: what follows works on what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MAX_LINE", "Chains", "Events", "Reached", "blocks", "continued", "entered", "furthest"]
+from heap_extension.kernels.events import Events, Int64, changes
 
-Int64 = npt.NDArray[np.int64]
+__all__ = ["MAX_LINE", "Chains", "Reached", "blocks", "continued", "entered", "furthest"]
+
 Bool = npt.NDArray[np.bool_]
 
 MAX_LINE = 2**62
 """Longest line of integers; blocks of users are made so that theirs is no longer."""
-
-
-@dataclass(slots=True)
-class Events:
-    """The events of a step in the order (user, time, event id).
-
-    Attributes:
-        users: int64[n], rising.
-        times: int64[n], microseconds; rising within a user.
-        read_ids: reads the event ids, int64[n]: needed only where events share an instant.
-    """
-
-    users: Int64
-    times: Int64
-    read_ids: Callable[[], Int64]
-    _ids: Int64 | None = None
-
-    @property
-    def ids(self) -> Int64:
-        """The event ids, read once."""
-        if self._ids is None:
-            self._ids = self.read_ids()
-        return self._ids
-
-    def at(self, positions: Int64) -> Events:
-        """The events at these positions, rising."""
-        return Events(self.users[positions], self.times[positions], lambda: self.ids[positions])
-
-    def between(self, first: int, last: int) -> Events:
-        """The events at these positions, first included and last not."""
-        return Events(self.users[first:last], self.times[first:last], lambda: self.ids[first:last])
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +92,7 @@ def blocks(events: Events, window: int) -> Iterator[tuple[Events, Line]]:
         events: in their order; none give no block.
         window: microseconds, at most ten years.
     """
-    firsts = _firsts(events.users)
+    firsts = changes(events.users)
     if len(firsts) == 0:
         return
     base = int(events.times.min())
@@ -175,9 +145,9 @@ def furthest(steps: list[Reached]) -> Chains:
     ends = np.zeros(size, np.int64)
     for level, step in enumerate(steps, start=1):
         ranks = step.ranks
-        firsts = _firsts(ranks)
-        levels[ranks[firsts]] = level
-        ends[ranks[firsts]] = firsts
+        begins = changes(ranks)
+        levels[ranks[begins]] = level
+        ends[ranks[begins]] = begins
     times: list[Int64] = []
     sources: list[Int64] = []
     position = ends
@@ -197,20 +167,12 @@ def furthest(steps: list[Reached]) -> Chains:
     return Chains(line.users, levels, times, sources)
 
 
-def _firsts(values: npt.NDArray[np.int64]) -> Int64:
-    """The positions at which a rising array has a new value."""
-    if len(values) == 0:
-        return np.zeros(0, np.int64)
-    changes = np.flatnonzero(values[1:] != values[:-1]) + 1
-    return np.concatenate([np.zeros(1, np.int64), changes])
-
-
 def _ranks(values: Int64, users: Int64) -> Int64:
     """The rank of each value among all users; each of them is there."""
     if len(values) == len(users):
         return np.arange(len(values), dtype=np.int64)
     counted = np.zeros(len(values), np.int64)
-    counted[_firsts(values)[1:]] = 1
+    counted[changes(values)[1:]] = 1
     return np.cumsum(counted)
 
 
@@ -219,7 +181,7 @@ def _of_users(events: Events, reached: Reached) -> tuple[Int64, Int64]:
     users = reached.line.users
     alive = np.zeros(len(users), np.bool_)
     alive[reached.ranks] = True
-    firsts = _firsts(events.users)
+    firsts = changes(events.users)
     counts = np.diff(firsts, append=len(events.users))
     distinct = events.users[firsts]
     ranks = np.searchsorted(users, distinct)

@@ -8,7 +8,8 @@ from typing import Any
 import psycopg
 from psycopg import errors, sql
 
-from heap_extension.maintain.work import Kind, Work
+from heap_extension.maintain.work import Kind, Wanted, Work
+from heap_extension.server.indexes import index_rows
 
 __all__ = ["execute"]
 
@@ -17,13 +18,13 @@ _QUICK_BYTES = 8_000_000
 
 
 def execute(
-    connection: psycopg.Connection[Any], work: Work, rows: str | None, lock_timeout: timedelta, patience: timedelta
+    connection: psycopg.Connection[Any], work: Work, event: Wanted | None, lock_timeout: timedelta, patience: timedelta
 ) -> None:
     """Does it. What is done already, or whose table is gone, is no error.
 
     Args:
         connection: to the node of the work, in autocommit mode.
-        rows: what the index holds, as `index_rows` says; for builds.
+        event: the definition that an index or pack is made for; None for all else.
         lock_timeout: for how long writes may wait.
         patience: for how long the work itself may wait for open transactions.
 
@@ -35,10 +36,10 @@ def execute(
         connection.execute(f"SET lock_timeout = {_milliseconds(patience)}")
         match work.kind:
             case Kind.build | Kind.rebuild:
-                assert rows is not None
+                assert event is not None
                 if work.kind is Kind.rebuild:
                     _drop(connection, work)
-                _build(connection, work, rows, lock_timeout)
+                _build(connection, work, index_rows(event.predicate, event.covering), lock_timeout)
             case Kind.drop:
                 _drop(connection, work)
             case Kind.reindex:
@@ -48,6 +49,22 @@ def execute(
             case Kind.vacuum:
                 # Truncation would take an exclusive lock.
                 connection.execute(sql.SQL("VACUUM (ANALYZE, TRUNCATE false, SKIP_LOCKED) {}").format(table))
+            case Kind.unpack:
+                connection.execute(
+                    sql.SQL("DELETE FROM {} WHERE relation = %s AND condition = %s").format(
+                        sql.Identifier(work.app, work.packs)
+                    ),
+                    (work.relation, work.condition),
+                )
+            case Kind.freeze:
+                # Else a later VACUUM would freeze what did not change, and packs would have to be made again.
+                connection.execute(sql.SQL("VACUUM (ANALYZE, FREEZE, TRUNCATE false, SKIP_LOCKED) {}").format(table))
+            case Kind.pack:
+                assert event is not None
+                connection.execute(
+                    "SELECT heap._make_pack(%s, %s, %s, %s, %s)",
+                    (work.app, work.relation, work.packs, work.place, event.predicate),
+                )
     except (errors.DuplicateTable, errors.UndefinedTable, errors.UndefinedObject, errors.InvalidSchemaName):
         pass  # somebody was faster, or dropped what it was for: the next pass sees
 

@@ -20,8 +20,18 @@ from psycopg.rows import class_row
 from heap_extension.maintain.execute import execute
 from heap_extension.maintain.merges import UserMerges
 from heap_extension.maintain.nodes import APPLICATION, connect_node
-from heap_extension.maintain.work import IndexRow, Kind, PartitionRow, Work, index_work, partition_work
-from heap_extension.server.indexes import index_rows
+from heap_extension.maintain.work import (
+    IndexRow,
+    Kind,
+    PackRow,
+    PartitionRow,
+    Placement,
+    Wanted,
+    Work,
+    index_work,
+    pack_work,
+    partition_work,
+)
 
 __all__ = ["Maintainer", "Settings"]
 
@@ -30,6 +40,12 @@ _LONGEST_PAUSE = 60.0
 
 _BETWEEN_SWEEPS = 60.0
 """Seconds between looks for events of users that were merged, at least."""
+
+_BETWEEN_PACKS = 60.0
+"""Seconds between looks for packs to make or drop, at least."""
+
+_SETTLED = 600.0
+"""Seconds without a change, or since the last VACUUM, until a partition of which rows came or went is packed again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +66,15 @@ class Settings:
 class _Failure:
     count: int = 0
     retry_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Quiet:
+    """How many rows were ever written to a partition, since when it is so many, and whether it was vacuumed since."""
+
+    written: int | None
+    since: float
+    is_vacuumed: bool = False
 
 
 class Maintainer:
@@ -74,6 +99,10 @@ class Maintainer:
         self._asked: set[tuple[str, str]] = set()
         self._merges: dict[str, UserMerges] = {}
         self._sweep_at = 0.0
+        self._packs_at = 0.0
+        self._quiet: dict[Placement, _Quiet] = {}
+        self._vacuumed: set[Work] = set()
+        """What was vacuumed: once more is no step forward, but a sign that somebody still sees what was deleted."""
         self._stop = threading.Event()
         self._moved = time.monotonic()
         """When work was last done, here or by another."""
@@ -101,6 +130,7 @@ class Maintainer:
 
     def run_once(self, patience: float = 10.0) -> bool:
         """Passes until nothing is left to do; True when that came about, False when what is left cannot be done now.
+        Partitions need not have been quiet for long to be packed.
 
         Args:
             patience: seconds to go on while nothing succeeds.
@@ -111,18 +141,23 @@ class Maintainer:
         """
         with connect_node(self.dsn, None) as leader:
             self._moved = time.monotonic()
+            self._vacuumed.clear()
             while not self._leads(leader):
                 if self._stands_still(patience):
                     raise TimeoutError("another heap maintain is at work on this database")
                 time.sleep(0.1)
-            while self.pass_over(leader):
+            while self.pass_over(leader, at_once=True):
                 if self._stands_still(patience):
                     return False
                 time.sleep(0.2)
         return True
 
-    def pass_over(self, leader: psycopg.Connection[Any]) -> int:
-        """One pass over all apps; how much was found to do, done or not."""
+    def pass_over(self, leader: psycopg.Connection[Any], *, at_once: bool = False) -> int:
+        """One pass over all apps; how much was found to do, done or not.
+
+        Args:
+            at_once: does not wait until partitions have been quiet for a while.
+        """
         settings = self._settings(leader)
         apps = [name for (name,) in leader.execute("SELECT name FROM heap.app ORDER BY 1").fetchall()]
         for app in apps:
@@ -143,8 +178,36 @@ class Maintainer:
                     (app, app),
                 )
                 work += partition_work(rows.fetchall(), vacuum_below=settings.vacuum_below)
+        if at_once or time.monotonic() >= self._packs_at:
+            work += self._pack_work(leader, at_once=at_once)
+            self._packs_at = time.monotonic() + _BETWEEN_PACKS
         self._do(leader, work, settings)
         return len(work) + states["building"] + states["unreachable"] + asleep + merging
+
+    def _pack_work(self, leader: psycopg.Connection[Any], *, at_once: bool) -> list[Work]:
+        """What is to do about packs; none are made of a partition that goes on changing."""
+        with leader.cursor(row_factory=class_row(PackRow)) as cursor:
+            columns = ", ".join(PackRow.__slots__)
+            rows = cursor.execute(f"SELECT {columns} FROM heap.pack_health()").fetchall()
+        return pack_work(rows, self._settled(rows, at_once=at_once))
+
+    def _settled(self, rows: list[PackRow], *, at_once: bool) -> set[Placement]:
+        """Where partitions wait for a VACUUM and have not changed for a while, or at once. One that does not help, as
+        while somebody may still see what was deleted, is not tried again soon."""
+        before, self._quiet = self._quiet, {}
+        settled: set[Placement] = set()
+        now = time.monotonic()
+        for row in rows:
+            if row.state != "waiting" or row.placement in self._quiet:
+                continue
+            quiet = before.get(row.placement)
+            if quiet is None or quiet.written != row.written:
+                quiet = _Quiet(row.written, now)
+            if now - quiet.since >= _SETTLED or (at_once and not quiet.is_vacuumed):
+                quiet = _Quiet(row.written, now, is_vacuumed=True)
+                settled.add(row.placement)
+            self._quiet[row.placement] = quiet
+        return settled
 
     def _stands_still(self, patience: float) -> bool:
         return time.monotonic() - self._moved > patience
@@ -194,7 +257,10 @@ class Maintainer:
             try:
                 if sweeps:
                     self._merges[app].merge_late_users()
+                waited_for = self._merges[app].waits_for
                 merged = self._merges[app].advance()
+                if (waits_for := self._merges[app].waits_for) not in {None, waited_for}:
+                    self.report(f"waiting: merges of users of {app} wait for {waits_for}")
             except psycopg.Error as error:
                 if leader.closed:
                     raise
@@ -260,7 +326,7 @@ class Maintainer:
         for piece in due:
             by_node[piece.node].put(piece)
         wanted = {
-            (app, name): index_rows(predicate, covering)
+            (app, name): Wanted(predicate, covering)
             for app, name, predicate, covering in leader.execute(
                 "SELECT app, name, predicate, covering FROM heap.event_definition WHERE index_suffix IS NOT NULL"
             )
@@ -290,7 +356,7 @@ class Maintainer:
         connection: psycopg.Connection[Any],
         coordinator: psycopg.Connection[Any],
         piece: Work,
-        wanted: dict[tuple[str, str], str],
+        wanted: dict[tuple[str, str], Wanted],
         settings: Settings,
     ) -> None:
         if piece.kind is Kind.drop and self._is_wanted(coordinator, piece):
@@ -299,8 +365,8 @@ class Maintainer:
         what = f"{piece.kind.name} {piece.event or piece.index_name or ''}".strip()
         started = time.monotonic()
         try:
-            rows = wanted.get((piece.app, piece.event or ""))
-            execute(connection, piece, rows, settings.lock_timeout, settings.build_patience)
+            event = wanted.get((piece.app, piece.event or ""))
+            execute(connection, piece, event, settings.lock_timeout, settings.build_patience)
         except psycopg.Error as error:
             failure = self._failures[piece]
             failure.count += 1
@@ -309,8 +375,11 @@ class Maintainer:
             if connection.closed:
                 raise
             return
-        self._moved = time.monotonic()
-        self.report(f"{what} on {where}: {self._moved - started:.2f} s")
+        if piece not in self._vacuumed:
+            self._moved = time.monotonic()
+        if piece.kind is Kind.vacuum:
+            self._vacuumed.add(piece)
+        self.report(f"{what} on {where}: {time.monotonic() - started:.2f} s")
 
     def _is_wanted(self, coordinator: psycopg.Connection[Any], piece: Work) -> bool:
         """Whether an orphan has become a definition's since the pass began."""

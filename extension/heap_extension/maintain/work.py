@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import NamedTuple
 
-__all__ = ["IndexRow", "Kind", "PartitionRow", "Work", "index_work", "partition_work"]
+__all__ = [
+    "IndexRow",
+    "Kind",
+    "PackRow",
+    "PartitionRow",
+    "Placement",
+    "Work",
+    "index_work",
+    "pack_work",
+    "partition_work",
+]
 
 _REINDEX_BYTES = 1_000_000
 """A smaller index is read whole anyway: its bloat costs nothing."""
@@ -20,6 +31,9 @@ class Kind(IntEnum):
     drop = 3
     vacuum = 4
     reindex = 5
+    unpack = 6
+    freeze = 7
+    pack = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +65,42 @@ class PartitionRow:
 
 
 @dataclass(frozen=True, slots=True)
+class PackRow:
+    """A row of heap.pack_health."""
+
+    app: str
+    event: str | None
+    partition: str | None
+    node: str | None
+    relation: str
+    packs: str
+    condition: str
+    place: int | None
+    state: str
+    written: int | None
+
+    @property
+    def placement(self) -> Placement:
+        """The partition, or the shard of it on a node."""
+        return self.app, self.relation, self.node
+
+
+Placement = tuple[str, str, str | None]
+"""App, table and node."""
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """One command's worth of work on one node.
 
     Attributes:
         node: host:port of the node; None for the database itself.
         relation: the table: a partition, or a shard of it.
-        index_name: the index; None for a VACUUM.
-        event: the definition an index is built for.
+        index_name: the index; None for a VACUUM, and for packs.
+        event: the definition an index or pack is made for.
+        packs: the table of the pack.
+        condition: what names the pack there.
+        place: the number of its shard; None for one to drop.
     """
 
     kind: Kind
@@ -68,6 +110,16 @@ class Work:
     relation: str
     index_name: str | None = None
     event: str | None = None
+    packs: str = ""
+    condition: str = ""
+    place: int | None = None
+
+
+class Wanted(NamedTuple):
+    """What heap.event_definition says about the index of an event: its condition, and the columns it has besides."""
+
+    predicate: str
+    covering: Sequence[str]
 
 
 def index_work(rows: Iterable[IndexRow], *, reindex_above: float) -> list[Work]:
@@ -101,3 +153,23 @@ def partition_work(rows: Iterable[PartitionRow], *, vacuum_below: float) -> list
         for row in sorted(rows, key=lambda row: row.partition, reverse=True)
         if row.visible < vacuum_below and row.changed > 0
     ]
+
+
+def pack_work(rows: Iterable[PackRow], settled: Container[Placement]) -> list[Work]:
+    """Packs that are of no use any more go first, those of erased users among them; then VACUUM where rows came or went
+    since the last one, and packs, the newest partition first.
+
+    Args:
+        settled: what changes no longer.
+    """
+    kinds = {"stale": Kind.unpack, "orphan": Kind.unpack, "waiting": Kind.freeze, "missing": Kind.pack}
+    found: dict[Work, None] = {}  # one VACUUM for all packs of a partition
+    for row in sorted(rows, key=lambda row: row.partition or "", reverse=True):
+        kind = kinds.get(row.state)
+        work = Work(kind or Kind.freeze, row.app, row.node, row.partition or "", row.relation)
+        if kind in {Kind.pack, Kind.unpack}:
+            pack = replace(work, event=row.event, packs=row.packs, condition=row.condition, place=row.place)
+            found[pack] = None
+        elif kind is Kind.freeze and row.placement in settled:
+            found[work] = None
+    return sorted(found, key=lambda work: work.kind)

@@ -41,7 +41,9 @@ def describe(query: CompiledQuery, plan: Any, definitions: dict[str, Definition]
         lines.append(f"pushed down: {max(tasks_of)} tasks on the workers")
     sorts = [node for node in nodes if node.get("Node Type") in {"Sort", "Incremental Sort"}]
     keys = [key for node in sorts for key in node.get("Sort Key", [])]
-    if any("event_id" in key for key in keys):
+    if query.kernel_reads:
+        lines.append("timeline: merged by the kernels")
+    elif any("event_id" in key for key in keys):
         lines.append("timeline: sorted")
     elif any(node.get("Node Type") == "Merge Append" for node in nodes):
         lines.append("timeline: merged from the indexes, no sort")

@@ -78,6 +78,7 @@ def delete(catalog: DatabaseCatalog, user: str | None) -> list[str]:
     ids = _person(catalog, user)
     app = literal(catalog.app.name)
     return [
+        *_drop_packs(catalog, ids),
         *(f"DELETE FROM {table} WHERE {condition}" for table, condition in _traces(catalog, ids).items()),
         "INSERT INTO heap.erased_user (app, user_id)"
         f" SELECT {app}, erased FROM unnest({_array(ids)}) AS erased"
@@ -98,6 +99,30 @@ def traces(catalog: DatabaseCatalog, user: str | None) -> list[str]:
         for table, condition in _traces(catalog, ids).items()
     ]
     return [f"SELECT relation, deleted FROM ({' UNION ALL '.join(counts)}) AS found WHERE deleted > 0"]
+
+
+def _drop_packs(catalog: DatabaseCatalog, ids: list[int]) -> list[str]:
+    """Nobody reads packs that a person's events are in once those are deleted; but they are in them."""
+    app = catalog.app.name
+    months = rows(
+        catalog.database,
+        "SELECT DISTINCT pg_catalog.to_char(time AT TIME ZONE 'UTC', 'YYYY_MM') AS month"
+        f" FROM {qualified(app, 'events')} WHERE user_id = ANY ({_array(ids)}) ORDER BY 1",
+    )
+    found = rows(
+        catalog.database,
+        "SELECT heap._places($1, $2::bigint[]) AS places"
+        " WHERE pg_catalog.to_regclass(pg_catalog.quote_ident($1) || '.packs') IS NOT NULL",
+        app=app,
+        users=_users(ids),
+    )
+    if not months or not found:
+        return []
+    pattern = f"^events_({'|'.join(row['month'] for row in months)})(_|$)"
+    return [
+        f"DELETE FROM {qualified(app, 'packs')} WHERE place = ANY ({_array(found[0]['places'])})"
+        f" AND relation ~ {literal(pattern)}"
+    ]
 
 
 def _traces(catalog: DatabaseCatalog, ids: list[int]) -> dict[str, str]:
@@ -256,7 +281,7 @@ def _identity(catalog: DatabaseCatalog, user: int) -> str | None:
         catalog.database,
         f"SELECT identity FROM {qualified(catalog.app.name, 'users')} WHERE identity IS NOT NULL"
         " AND user_id = ANY ($1::bigint[]) ORDER BY user_id <> $2::bigint, user_id LIMIT 1",
-        person="{" + ",".join(str(number) for number in _person(catalog, str(user))) + "}",
+        person=_users(_person(catalog, str(user))),
         user=str(user),
     )
     return found[0]["identity"] if found else None
@@ -275,4 +300,9 @@ def _has_rows(catalog: DatabaseCatalog, user: int) -> bool:
 
 
 def _array(users: list[int]) -> str:
-    return f"'{{{','.join(str(user) for user in users)}}}'::bigint[]"
+    return f"'{_users(users)}'::bigint[]"
+
+
+def _users(users: list[int]) -> str:
+    """A bigint[] as text."""
+    return "{" + ",".join(str(user) for user in users) + "}"

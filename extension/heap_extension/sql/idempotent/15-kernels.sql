@@ -10,18 +10,56 @@ ROWS 10
 COST 1000000
 SET search_path = pg_catalog, pg_temp
 SET standard_conforming_strings = on
+SET plan_cache_mode = force_generic_plan
 SET max_parallel_workers_per_gather = 0
 SET jit = off
 AS $python$
-if "kernels" not in GD:
-    import sys
-    sys.path.insert(0, "@python_path@")
-    GD["kernels"] = "@version@"
+@load_kernels@
 from heap_extension.kernels.funnel import funnel
 return funnel(plpy, relation, specification)
 $python$;
 COMMENT ON FUNCTION heap._funnel_kernel(oid, json) IS
 'The totals of a funnel in one shard: that of the row of <app>.shards in the table relation. What it reads and counts is in the specification';
+
+CREATE OR REPLACE FUNCTION heap._counting_kernel(relation oid, specification json)
+RETURNS SETOF heap._kernel_totals
+LANGUAGE plpython3u
+STABLE
+STRICT
+ROWS 100
+COST 1000000
+SET search_path = pg_catalog, pg_temp
+SET standard_conforming_strings = on
+SET plan_cache_mode = force_generic_plan
+SET max_parallel_workers_per_gather = 0
+SET jit = off
+AS $python$
+@load_kernels@
+from heap_extension.kernels.counting import counting
+return counting(plpy, relation, specification)
+$python$;
+COMMENT ON FUNCTION heap._counting_kernel(oid, json) IS
+'Users and events of one shard by bucket and group, for trends, retention, lifecycle and stickiness; as heap._funnel_kernel';
+
+CREATE OR REPLACE FUNCTION heap._paths_kernel(relation oid, specification json)
+RETURNS SETOF heap._kernel_totals
+LANGUAGE plpython3u
+STABLE
+STRICT
+ROWS 100
+COST 1000000
+SET search_path = pg_catalog, pg_temp
+SET standard_conforming_strings = on
+SET plan_cache_mode = force_generic_plan
+SET max_parallel_workers_per_gather = 0
+SET jit = off
+AS $python$
+@load_kernels@
+from heap_extension.kernels.paths import paths
+return paths(plpy, relation, specification)
+$python$;
+COMMENT ON FUNCTION heap._paths_kernel(oid, json) IS
+'The moves from node to node in the paths of one shard: a row per step, source and target; as heap._funnel_kernel';
 
 CREATE OR REPLACE FUNCTION heap._duration_quantiles(durations bytea, fractions double precision[])
 RETURNS double precision[]
@@ -31,10 +69,7 @@ STRICT
 PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $python$
-if "kernels" not in GD:
-    import sys
-    sys.path.insert(0, "@python_path@")
-    GD["kernels"] = "@version@"
+@load_kernels@
 from heap_extension.kernels.durations import quantiles
 return quantiles(durations, fractions)
 $python$;
@@ -49,10 +84,7 @@ STRICT
 PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $python$
-if "kernels" not in GD:
-    import sys
-    sys.path.insert(0, "@python_path@")
-    GD["kernels"] = "@version@"
+@load_kernels@
 from heap_extension.kernels.durations import average
 return average(durations)
 $python$;
@@ -66,10 +98,7 @@ STRICT
 PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $python$
-if "kernels" not in GD:
-    import sys
-    sys.path.insert(0, "@python_path@")
-    GD["kernels"] = "@version@"
+@load_kernels@
 from heap_extension.kernels.durations import counts
 return counts(durations, lows)
 $python$;
@@ -94,6 +123,22 @@ END
 $$;
 COMMENT ON FUNCTION heap._shard_count(text) IS 'How many shards an app has; on plain PostgreSQL it is one itself';
 
+CREATE OR REPLACE FUNCTION heap._distribute_with_users(app text, relation text)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL THEN
+        EXECUTE format(
+            'SELECT create_distributed_table(%L, ''place'', colocate_with => %L) FROM pg_dist_partition WHERE logicalrelid = %L::regclass',
+            relation, format('%I.users', app), format('%I.users', app)
+        );
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION heap._distribute_with_users(text, text) IS 'Gives a table with a column place a shard beside each of the app''s users, if those have shards';
+
 CREATE OR REPLACE FUNCTION heap.make_shards(app text DEFAULT NULL)
 RETURNS void
 LANGUAGE plpgsql
@@ -103,6 +148,7 @@ DECLARE
     asked text;
     made int;
     shards text;
+    packs text;
     wanted int;
     ids bigint[];
     highest bigint;
@@ -112,12 +158,12 @@ BEGIN
         IF to_regclass(shards) IS NULL THEN
             EXECUTE format('CREATE TABLE %s (place bigint PRIMARY KEY)', shards);
             EXECUTE format('COMMENT ON TABLE %s IS %L', shards, 'One row in every shard: kernels run once for each');
-            IF to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL THEN
-                EXECUTE format(
-                    'SELECT create_distributed_table(%L, ''place'', colocate_with => %L) FROM pg_dist_partition WHERE logicalrelid = %L::regclass',
-                    shards, format('%I.users', asked), format('%I.users', asked)
-                );
-            END IF;
+            PERFORM heap._distribute_with_users(asked, shards);
+        END IF;
+        packs := format('%I.packs', asked);
+        IF to_regclass(packs) IS NULL THEN
+            PERFORM heap._create_packs(packs);
+            PERFORM heap._distribute_with_users(asked, packs);
         END IF;
         wanted := heap._shard_count(asked);
         CONTINUE WHEN made = wanted;
@@ -138,4 +184,4 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION heap.make_shards(text) IS
-'Makes the table shards of an app, or of all, where it is missing, and fills it with a row per shard: after an upgrade, and after shards were split';
+'Makes the tables shards and packs of an app, or of all, where they are missing, and a row per shard: after an upgrade, and after shards were split';

@@ -76,7 +76,7 @@ BEGIN
     RETURN QUERY EXECUTE 'EXPLAIN (' || options || ') ' || compiled.statements[1];
     FOREACH read IN ARRAY reads LOOP
         RETURN NEXT '';
-        RETURN NEXT 'the kernel of each shard reads:';
+        RETURN NEXT 'the kernel of each shard reads, partition by partition:';
         RETURN QUERY EXECUTE 'EXPLAIN (' || options || ') ' || read;
     END LOOP;
     PERFORM set_config('citus.enable_binary_protocol', coalesce(binary_protocol, 'on'), true);

@@ -11,21 +11,22 @@ WHERE p.pronamespace = 'heap'::regnamespace
     AND (
         p.oid IN (
             'heap._compile(text, text[])'::regprocedure, 'heap._run_in(text, text, text[])'::regprocedure,
-            'heap._funnel_kernel(oid, json)'::regprocedure
+            'heap._funnel_kernel(oid, json)'::regprocedure, 'heap._counting_kernel(oid, json)'::regprocedure,
+            'heap._paths_kernel(oid, json)'::regprocedure, 'heap._page_stamps(text[])'::regprocedure
         )
         OR (
             NOT p.prosecdef
             AND (l.lanpltrusted OR p.prokind = 'a')
             AND p.proname NOT IN (
-                'create_app', 'drop_app', 'upgrade_apps', 'grant_analyst', 'grant_roles', 'make_roles', 'make_shards', '_make_role',
-                '_drop_roles', '_grant_functions'
+                'create_app', 'drop_app', 'upgrade_apps', 'grant_analyst', 'grant_roles', 'make_roles', 'make_shards', '_create_packs',
+                '_distribute_with_users', '_make_role', '_drop_roles', '_grant_functions'
             )
         )
     )
 $$;
 COMMENT ON FUNCTION heap._tenant_functions() IS
 'What the roles of apps may call: all that runs with the caller''s own rights and is not for operators; the compiler; kernels, which read
-as the caller; commands, which check the caller';
+as the caller; commands and _page_stamps, which check the caller';
 
 CREATE OR REPLACE FUNCTION heap._grant_functions(tenant name)
 RETURNS void
@@ -114,7 +115,7 @@ BEGIN
             FROM pg_class AS c
             WHERE c.relnamespace = to_regnamespace(quote_ident(asked))
                 AND (
-                    c.relname IN ('events', 'users', 'merged_users', 'shards')
+                    c.relname IN ('events', 'users', 'merged_users', 'shards', 'packs')
                     OR c.oid IN (
                         SELECT h.inhrelid FROM pg_inherits AS h WHERE h.inhparent = to_regclass(quote_ident(asked) || '.events')
                     )

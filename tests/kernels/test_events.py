@@ -1,0 +1,70 @@
+"""Runs of events are merged into the order that Python's own sorting gives them, each event once."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heap_extension.kernels import events
+
+Key = tuple[int, int, int]
+
+_keys = st.tuples(
+    st.sampled_from([-(2**63), -1, 0, 2**53 + 1, 2**63 - 1]),
+    st.sampled_from([-(2**62), -1, 0, 1, 2**62]),
+    st.sampled_from([-(2**63), 0, 1, 2**63 - 1]),
+)
+_runs = st.lists(st.sets(_keys, max_size=8), min_size=1, max_size=5)
+
+
+def _events(keys: set[Key], run: int) -> events.Events:
+    """The events with these keys in order; their one value says what they are and the run they are of."""
+    found = sorted(keys)
+    users, times, ids = (np.array([key[at] for key in found], np.int64) for at in range(3))
+    values = [[f"{run}:{key}".encode() for key in found]]
+    return events.Events(users, times, lambda: ids, values)
+
+
+def _keys_of(found: events.Events) -> list[Key]:
+    keys = list(zip(found.users.tolist(), found.times.tolist(), found.ids.tolist(), strict=True))
+    (values,) = found.values
+    assert [value.split(b":", 1)[1] for value in values] == [str(key).encode() for key in keys]
+    return keys
+
+
+@given(_runs)
+def test_runs_are_united(runs: list[set[Key]]) -> None:
+    found = events.united([_events(keys, run) for run, keys in enumerate(runs)])
+    assert _keys_of(found) == sorted(set().union(*runs))
+
+
+@given(_runs, st.data())
+def test_partitions_are_joined(runs: list[set[Key]], data: st.DataObject) -> None:
+    """Each has instants of its own; in which order they come does not matter."""
+    every = sorted(set().union(*runs))
+    cuts = sorted(data.draw(st.lists(st.sampled_from([-(2**62), -1, 0, 1, 2**62]), max_size=4)))
+    parts = [{key for key in every if sum(key[1] >= cut for cut in cuts) == part} for part in range(len(cuts) + 1)]
+    shuffled = data.draw(st.permutations(parts))
+    found = events.joined([_events(keys, run) for run, keys in enumerate(shuffled)])
+    assert _keys_of(found) == every
+
+
+def test_ids_are_read_only_where_runs_share_an_instant() -> None:
+    asked: list[str] = []
+
+    def run(name: str, times: list[int]) -> events.Events:
+        array = np.array(times, np.int64)
+        return events.Events(np.ones(len(times), np.int64), array, lambda: (asked.append(name), array)[1])
+
+    events.united([run("a", [1, 3]), run("b", [2])])
+    events.joined([run("a", [1, 2]), run("b", [2, 3])])
+    assert not asked
+    events.united([run("a", [1, 2]), run("b", [2, 3])])
+    assert sorted(asked) == ["a", "b"]
+
+
+def test_nothing_has_as_many_values_as_asked_for() -> None:
+    none = events.nothing(2)
+    assert len(none.users) == len(none.times) == len(none.ids) == 0
+    assert none.values == [[], []]
