@@ -21,6 +21,7 @@ from heap_ingest.capture.parse import Origin
 from heap_ingest.messages import Event, EventMessage, EventsMessage, decode, encode, find_partition, message_key
 from tests.ingest.conftest import drained, running
 from tests.ingest.log import APP, NOON, Log, events, stored_ids
+from tests.waiting import until
 
 _ORIGIN = Origin("shop", NOON, ip="192.0.2.1", user_agent='a "browser"')
 _EVENTS = st.lists(
@@ -163,7 +164,7 @@ def test_an_event_that_cannot_be_stored_costs_none_of_its_message(
         assert stored_ids(owner) == [number for number in range(1, 41) if number not in (6, 10)]
         dead = owner.execute("SELECT sum(dead) FROM heap.ingest_offset WHERE topic = %s", (log.topic,))
         assert dead.fetchone() == (2,)
-        assert len({line.partition(": ")[0] for line in lines if "dead letter" in line}) == 2
+        until(lambda: len({line.partition(": ")[0] for line in lines if "dead letter" in line}) == 2)
         buried = log.buried()
         assert {value for value, _ in buried} == {encode(sent[5]), encode(sent[9])}
         options = ["--dsn", dsn, "--bootstrap-servers", log.broker.bootstrap_servers, "--topic", log.topic]
