@@ -134,39 +134,84 @@ def sink(
                 user_agent=_AGENTS[number % 50],
                 **_fields(number, chance, now),
             )
-            sender.send(_TOPIC, encode(message), message_key(message))
+            sender.send(_TOPIC, encode(message), message_key(_APP, message.user_id))
         sender.finish(120)
         ratios = []
         for turn in range(rounds):
             connection.execute(f"TRUNCATE {_APP}.events")
             connection.execute("DELETE FROM heap.ingest_offset")
-            by_sink = _measure_sink(connection, dsn, broker, rows, sinks, turn)
-            by_copy = _measure_copy(connection, dsn)
+            by_sink, spent = _measure_sink(connection, dsn, broker, rows, sinks, turn)
+            by_copy, copying = _measure_copy(connection, dsn)
             ratios.append(by_sink / by_copy)
             typer.echo(f"sink {by_sink:,.0f} rows/s, COPY {by_copy:,.0f} rows/s: {ratios[-1]:.0%}")
+            for name, seconds in (("sink", spent), ("COPY", copying)):
+                parts = ", ".join(f"{what} {1e6 * cpu:.1f}" for what, cpu in seconds.items())
+                typer.echo(f"    CPU of {name}, microseconds a row: {parts}")
         typer.echo(f"median {statistics.median(ratios):.0%}")
+
+
+def _servers(connection: psycopg.Connection[Any]) -> dict[str, int]:
+    """The postmasters of the database: the coordinator's, and its workers'."""
+    query = "SELECT pg_read_file(current_setting('data_directory') || '/postmaster.pid')"
+    files = {"coordinator": connection.execute(query).fetchall()}
+    if connection.execute("SELECT 1 FROM pg_extension WHERE extname = 'citus'").fetchone():
+        answers = connection.execute("SELECT result FROM run_command_on_workers(%s)", (query,)).fetchall()
+        files |= {f"worker {number}": [answer] for number, answer in enumerate(answers, 1)}
+    return {name: int(file.split()[0]) for name, [(file,)] in files.items()}
+
+
+def _cpu(pids: dict[str, int]) -> dict[str, float]:
+    """Seconds of CPU of each of the processes, with all that they started, ended or not."""
+    ticks, parents = dict[int, float](), dict[int, int]()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        pid = int(stat.parent.name)
+        parents[pid] = int(fields[1])
+        ticks[pid] = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    spent = dict.fromkeys(pids, 0.0)
+    names = {pid: name for name, pid in pids.items()}
+    for pid, seconds in ticks.items():
+        above: int | None = pid
+        while above is not None and above not in names:
+            above = parents.get(above)
+        if above is not None:
+            spent[names[above]] += seconds
+    return spent
+
+
+@contextmanager
+def _spending(pids: dict[str, int]) -> Iterator[dict[str, float]]:
+    """The CPU that is spent meanwhile, in seconds, afterwards."""
+    spent: dict[str, float] = {}
+    before = _cpu(pids)
+    yield spent
+    spent.update({name: seconds - before[name] for name, seconds in _cpu(pids).items()})
 
 
 def _measure_sink(
     connection: psycopg.Connection[Any], dsn: str, broker: Broker, rows: int, sinks: int, turn: int
-) -> float:
-    """From the first batch stored to the last."""
+) -> tuple[float, dict[str, float]]:
+    """From the first batch stored to the last, and the CPU spent meanwhile."""
     query = "SELECT coalesce(sum(stored), 0), clock_timestamp() FROM heap.ingest_offset"
     common = ["sink", "--dsn", dsn, "--bootstrap-servers", broker.bootstrap_servers, "--topic", _TOPIC]
     with ExitStack() as stack:
+        pids = _servers(connection)
         for number in range(sinks):
-            stack.enter_context(_heap(*common, "--group", f"soak-{turn}", "--instance", f"{turn}-{number}"))
-        first: tuple[int, datetime] | None = None
-        while True:
+            process = stack.enter_context(_heap(*common, "--group", f"soak-{turn}", "--instance", f"{turn}-{number}"))
+            pids[f"sink {number + 1}"] = process.pid
+        while not (first := connection.execute(query).fetchone() or (0,))[0]:
             time.sleep(0.02)
-            stored, now = connection.execute(query).fetchone() or (0, datetime.now(UTC))
-            if stored and first is None:
-                first = int(stored), now
-            if first is not None and stored >= rows:
-                return (rows - first[0]) / (now - first[1]).total_seconds()
+        with _spending(pids) as spent:
+            while (last := connection.execute(query).fetchone() or (0,))[0] < rows:
+                time.sleep(0.02)
+        count, seconds = int(last[0] - first[0]), (last[1] - first[1]).total_seconds()
+        return count / seconds, {name: cpu / count for name, cpu in spent.items()}
 
 
-def _measure_copy(connection: psycopg.Connection[Any], dsn: str) -> float:
+def _measure_copy(connection: psycopg.Connection[Any], dsn: str) -> tuple[float, dict[str, float]]:
     found = connection.execute(
         "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped"
         " AND attgenerated = '' ORDER BY attnum",
@@ -180,8 +225,9 @@ def _measure_copy(connection: psycopg.Connection[Any], dsn: str) -> float:
         (rows,) = connection.execute(f"SELECT count(*) FROM {_APP}.events").fetchone() or (0,)
         connection.execute(f"TRUNCATE {_APP}.events")
         began = time.monotonic()
-        subprocess.run([*psql, f"\\copy {_APP}.events ({columns}) FROM '{file.name}'"], check=True)
-        return int(rows) / (time.monotonic() - began)
+        with _spending(_servers(connection)) as spent:
+            subprocess.run([*psql, f"\\copy {_APP}.events ({columns}) FROM '{file.name}'"], check=True)
+        return int(rows) / (time.monotonic() - began), {name: cpu / rows for name, cpu in spent.items()}
 
 
 @app.command()
@@ -240,13 +286,25 @@ def soak(
             (rows, different) = connection.execute(
                 f"SELECT count(*), count(DISTINCT event_id) FROM {_APP}.events"
             ).fetchone() or (0, 0)
-            typer.echo(
-                f"{number / took:,.0f} events/s acknowledged for {took:.0f} s; more than 1 s behind: {late} times"
-            )
-            typer.echo(f"acknowledged after {_quantiles(acknowledged)}; seen by a query after {_quantiles(delays)}")
-            typer.echo(f"{number:,} sent, {end:,} in Kafka, {rows:,} stored, {different:,} different")
-            for name, sizes in memory.items():
-                typer.echo(f"memory of {name}, every 5 s: {' '.join(str(size // 1_000_000) for size in sizes)} MB")
+            table = {
+                "events/s acknowledged": f"{number / took:,.0f} for {took:.0f} s; {late} times more than 1 s behind",
+                "acknowledged after": _quantiles(acknowledged),
+                "seen by a query after": _quantiles(delays),
+                "events": f"{number:,} sent, {end:,} messages in Kafka, {rows:,} stored, {different:,} different",
+                **{f"memory of {name}": _growth(sizes) for name, sizes in memory.items()},
+            }
+            for what, found in table.items():
+                typer.echo(f"{what:22} {found}")
+
+
+def _growth(sizes: list[int]) -> str:
+    """Of memory that was looked at every 5 seconds: begin, end and most, and the slope of its second half."""
+    half = [size / 1e6 for size in sizes[len(sizes) // 2 :]]
+    slope = statistics.linear_regression(range(len(half)), half).slope * 12 if len(half) > 1 else 0.0
+    return (
+        f"{sizes[0] / 1e6:.0f} MB at first, {sizes[-1] / 1e6:.0f} at last, {max(sizes) / 1e6:.0f} at most;"
+        f" {slope:+.1f} MB a minute in the second half"
+    )
 
 
 class _Watch:

@@ -53,22 +53,22 @@ _MEASURED = {
     "funnel": Measured(
         f'funnel "1 % 1" -> "1 % 2" -> "0.1 % 3" within 14 days {RANGE}',
         ("1 % 1", "1 % 2", "0.1 % 3"),
-        why="a window per step after the first, and one GROUP BY, over every merged row",
+        why="a kernel: every event read becomes a place in an array, and those of later steps are searched",
     ),
     "retention": Measured(
         f'retention from "1 % 1" to "1 % 2" by week for 8 weeks {RANGE}',
         ("1 % 1", "1 % 2"),
-        why="return events are hashed by user and week, joined to the cohorts by hash, and hashed by user again",
+        why="a kernel: every event read becomes a place in an array, and returns are sorted by cohort and week",
     ),
     "lifecycle": Measured(
         f'lifecycle of "1 % 2" by week {RANGE}',
         ("1 % 2",),
-        why="three windows over the events in order: the first of every week, and the weeks before and after",
+        why="a kernel: every event read becomes a place in an array",
     ),
     "stickiness": Measured(
         f'stickiness of "1 % 2" by day {RANGE}',
         ("1 % 2",),
-        why="a window finds the first event of every day, a GROUP BY counts them per user",
+        why="a kernel: every event read becomes a place in an array",
     ),
     "users": Measured(
         f'users who did "1 % 2" at least 2 times {RANGE} limit 100',
@@ -88,12 +88,12 @@ _MEASURED = {
     "time": Measured(
         f'time from "1 % 1" to "1 % 2" within 14 days {RANGE}',
         ("1 % 1", "1 % 2"),
-        why="a window and a GROUP BY pass over every merged row, as in a funnel of two steps",
+        why="a kernel: as a funnel of two steps",
     ),
     "paths": Measured(
         f'paths across "1 % 1", "1 % 2", "0.1 % 3" from "1 % 1" within 1 day over {RANGE}',
         ("1 % 1", "1 % 2", "0.1 % 3"),
-        why="two windows over every merged row, then an array per path, unrolled into its steps and counted per user",
+        why="a kernel: the events of all nodes are merged into one array, and moves sorted by step, source and target",
     ),
     "attribution": Measured(
         f'attribution of "1 % 2" to landing_page by first touch within 14 days {RANGE}',

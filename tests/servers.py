@@ -54,11 +54,12 @@ class Lender:
         self._kept: dict[str, psycopg.Connection[Any]] = {}
 
     @contextmanager
-    def connection(self, dsn: str) -> Iterator[psycopg.Connection[Any]]:
-        """A connection as good as new, whose transaction is rolled back."""
+    def connection(self, dsn: str, *, autocommit: bool = False) -> Iterator[psycopg.Connection[Any]]:
+        """A connection as good as new; what is not committed is rolled back."""
         connection = self._kept.pop(dsn, None)
         if connection is None or not _is_alive(connection):
             connection = psycopg.connect(dsn)
+        connection.autocommit = autocommit
         try:
             yield connection
         finally:

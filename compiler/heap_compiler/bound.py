@@ -8,7 +8,7 @@ from typing import Literal
 
 from sqlglot import exp
 
-__all__ = ["EVERY_EVENT", "Alternative", "BoundEvent", "FirstAfter", "GroupKey"]
+__all__ = ["EVERY_EVENT", "Alternative", "BoundEvent", "Choice", "FirstAfter", "GroupKey"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,12 @@ class BoundEvent:
     name: str
     alternatives: tuple[Alternative, ...]
 
+    @property
+    def matching_events(self) -> int | None:
+        """About how many events match, in all of time; None when that is not known."""
+        sizes = [alternative.matching_events for alternative in self.alternatives]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+
 
 EVERY_EVENT = BoundEvent("any", (Alternative((), None),))
 """`any`"""
@@ -49,6 +55,24 @@ class FirstAfter:
     event: BoundEvent
     after: BoundEvent
     within: timedelta | None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Whether kernels count, or SQL does, and why.
+
+    Attributes:
+        shards: how many shards kernels can run on; 0 when there are no kernels.
+    """
+
+    vector: bool
+    reason: str
+    shards: int
+
+    @property
+    def strategy(self) -> str:
+        """For people."""
+        return f"{'vector' if self.vector else 'sql'}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)

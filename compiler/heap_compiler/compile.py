@@ -17,7 +17,7 @@ from heap_compiler.parse import parse, parse_event, parse_members
 from heap_compiler.passes import QUERY_PASSES, STORAGE_PASSES
 from heap_compiler.scan import Scan, scans_in
 from heap_compiler.sql import generate
-from heap_compiler.strategies.vector import kernel_calls
+from heap_compiler.strategies.kernels import kernel_calls
 
 __all__ = [
     "Compiled",

@@ -44,8 +44,7 @@ class SequenceStep:
     @property
     def matching_events(self) -> int | None:
         """About how many events the step matches, in all of time; None when that is not known."""
-        sizes = [alternative.matching_events for alternative in self.event.alternatives]
-        return None if None in sizes else sum(size for size in sizes if size is not None)
+        return self.event.matching_events
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ def sink(
         str | None,
         typer.Option(help="A name of its own for this sink: started again, it goes on at once.", show_default=False),
     ] = None,
-    batch: Annotated[int, typer.Option(help="Messages of a transaction, at most.", min=1)] = 5_000,
+    batch: Annotated[int, typer.Option(help="Events of a transaction, about.", min=1)] = 20_000,
     linger: Annotated[float, typer.Option(help="Seconds to wait for a batch to fill.", min=0.01)] = 0.2,
     places: Places = None,
     address: Address = "drop",
@@ -224,7 +224,9 @@ def replay(
                 )
             else:
                 done = replay_span(database, servers, span, app=app_name, enrichment=added, progress=progress)
-        typer.echo(f"{done.read:,} messages read, {done.stored:,} stored again, {done.rejected:,} cannot be stored")
+        typer.echo(
+            f"{done.read:,} messages read, {done.stored:,} items stored again, {done.rejected:,} cannot be stored"
+        )
 
 
 @app.command("dead-letters")

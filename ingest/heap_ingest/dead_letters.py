@@ -1,20 +1,25 @@
-"""Records that cannot be stored: kept in a topic of their own, as they were, with the reason and their place."""
+"""Records that cannot be stored: kept in a topic of their own, as they were, with the reason and their place.
+
+An event that cannot be stored though those of its message can is kept alone, as a message of its own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import psycopg
 
 from heap_ingest.log import Record, Sender, Span, cluster_id, find_span, read_span
+from heap_ingest.messages import EventsMessage, decode, encode, message_key
 
 __all__ = ["Burial", "DeadLetter", "DeadLetters", "Rejected"]
 
 
 class Rejected(NamedTuple):
-    """A record that cannot be stored, and why."""
+    """A record that cannot be stored, or the event at its position, and why."""
 
     record: Record
     reason: str
@@ -44,9 +49,22 @@ class Burial:
                 "offset": str(record.offset),
                 "time": datetime.now(UTC).isoformat(),
             }
+            key, value = record.key, record.value
+            if record.position is not None:
+                headers["position"] = str(record.position)
+                event = _events(value).single(record.position)
+                key, value = message_key(event.app, event.user_id), encode(event)
             encoded = {name: text.encode("utf-8", "replace") for name, text in headers.items()}
-            self._sender.send(self._topic, record.value, record.key, encoded)
+            self._sender.send(self._topic, value, key, encoded)
         self._sender.finish()
+
+
+@lru_cache(maxsize=2)
+def _events(value: bytes) -> EventsMessage:
+    """The message of several events, which was read before. Those rejected come message by message."""
+    message = decode(value)
+    assert isinstance(message, EventsMessage)
+    return message
 
 
 class DeadLetter(NamedTuple):
@@ -54,7 +72,7 @@ class DeadLetter(NamedTuple):
 
     Attributes:
         partition, offset: its place among the dead letters.
-        source: topic, partition and offset it came from.
+        source: topic, partition and offset it came from, and the position in a message of several events.
         time: when it was put there.
     """
 
@@ -63,7 +81,7 @@ class DeadLetter(NamedTuple):
     key: bytes | None
     value: bytes
     reason: str
-    source: tuple[str, int, int]
+    source: tuple[str | int, ...]
     time: datetime
 
 
@@ -95,7 +113,7 @@ class DeadLetters:
 
     def read(self, span: Span) -> Iterator[DeadLetter]:
         """Those in a span, each once: one that was buried twice has the same source."""
-        seen: set[tuple[str, int, int]] = set()
+        seen: set[tuple[str | int, ...]] = set()
         for found in read_span(self._bootstrap_servers, span):
             for record, headers in found:
                 letter = _dead_letter(record, headers)
@@ -130,6 +148,7 @@ class DeadLetters:
 
 def _dead_letter(record: Record, headers: Mapping[str, bytes]) -> DeadLetter:
     texts = {name: value.decode("utf-8", "replace") for name, value in headers.items()}
-    source = texts["topic"], int(texts["partition"]), int(texts["offset"])
+    numbers = (int(texts[name]) for name in ("partition", "offset", "position") if name in texts)
+    source: tuple[str | int, ...] = (texts["topic"], *numbers)
     time = datetime.fromisoformat(texts["time"])
     return DeadLetter(record.partition, record.offset, record.key, record.value, texts["reason"], source, time)

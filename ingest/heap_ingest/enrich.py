@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from heap_ingest.messages import EventMessage
+from heap_ingest.messages import EventMessage, EventsMessage
 
 if TYPE_CHECKING:
     import maxminddb
@@ -50,16 +50,17 @@ class Enrichment:
             self._places = maxminddb.open_database(places)
         self._place = lru_cache(maxsize=100_000)(self._look_up)
 
-    def columns(self, event: EventMessage) -> Mapping[str, str]:
-        """Columns the event may lack, by name; `ip` is a property. Not to be changed: it is kept for the next event."""
-        agent = _agent(event.user_agent) if event.user_agent is not None else {}
-        if event.ip is None or (self._places is None and self._address == "drop"):
+    def columns(self, message: EventMessage | EventsMessage) -> Mapping[str, str]:
+        """Columns its events may lack, by name; `ip` is a property. Not to be changed: it is kept for the next ones."""
+        ip, user_agent = message.ip, message.user_agent
+        agent = _agent(user_agent) if user_agent is not None else {}
+        if ip is None or (self._places is None and self._address == "drop"):
             return agent
-        added = {**agent, **self._place(event.ip)}
+        added = {**agent, **self._place(ip)}
         if self._address == "keep":
-            added["ip"] = event.ip
+            added["ip"] = ip
         elif self._address == "hash":
-            added["ip"] = hmac.digest(self._key, event.ip.encode(), "sha256")[:16].hex()
+            added["ip"] = hmac.digest(self._key, ip.encode(), "sha256")[:16].hex()
         return added
 
     def _look_up(self, address: str) -> dict[str, str]:
@@ -74,11 +75,16 @@ class Enrichment:
 
 def _place(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     country = found.get("country") or found.get("registered_country") or {}
-    if isinstance(code := country.get("iso_code"), str):
+    if isinstance(code := country.get("iso_code"), str) and _is_plain(code):
         yield "country", code
     for column, place in (("region", (found.get("subdivisions") or [{}])[0]), ("city", found.get("city") or {})):
-        if isinstance(name := place.get("names", {}).get("en"), str):
+        if isinstance(name := place.get("names", {}).get("en"), str) and _is_plain(name):
             yield column, name
+
+
+def _is_plain(name: str) -> bool:
+    """What no name of a place is without: `lines` looks at the message for what needs escapes, not at what is added."""
+    return name.isprintable() and "\\" not in name
 
 
 @lru_cache(maxsize=100_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -11,19 +12,53 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from heap_ingest.topics import EVENTS
 
-__all__ = ["Record", "Sender", "Span", "SpanError", "cluster_id", "find_span", "parse_start", "read_span"]
+__all__ = [
+    "ProducerRecord",
+    "Record",
+    "Sender",
+    "Span",
+    "SpanError",
+    "cluster_id",
+    "find_span",
+    "parse_start",
+    "read_span",
+]
 
 _BATCH = 5_000
+_BATCH_BYTES = 4_000_000
+_PIECE = 64
 
 
 class Record(NamedTuple):
-    """A record of the log: where it is and what it holds."""
+    """A record of the log: where it is and what it holds.
+
+    Attributes:
+        position: of the one event that is meant, in a message of several; else None.
+    """
 
     topic: str
     partition: int
     offset: int
     key: bytes | None
     value: bytes
+    position: int | None = None
+
+    @property
+    def place(self) -> str:
+        """Partition, offset and position, as people read it.
+
+        >>> Record("heap-events", 3, 17, None, b"", 2).place
+        '3:17:2'
+        """
+        return ":".join(str(number) for number in (self.partition, self.offset, self.position) if number is not None)
+
+
+class ProducerRecord(NamedTuple):
+    """A record to be added to the log; without a partition of its own it goes where its key belongs."""
+
+    key: bytes | None
+    value: bytes
+    partition: int = -1
 
 
 class SpanError(ValueError):
@@ -178,7 +213,7 @@ def read_span(bootstrap_servers: str, span: Span) -> Iterator[list[tuple[Record,
         silent = 0
         while left:
             records = []
-            messages = consumer.consume(_BATCH, 1.0)
+            messages = _consume(consumer)
             silent = 0 if messages else silent + 1
             if silent > 60:
                 raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "Kafka sends nothing for a minute"))
@@ -202,6 +237,19 @@ def read_span(bootstrap_servers: str, span: Span) -> Iterator[list[tuple[Record,
                     del left[partition]
             if records:
                 yield records
+
+
+def _consume(consumer: Consumer) -> list[Message]:
+    """The messages of a batch, or what comes in a second. Their bytes are bounded, too: one may hold many events."""
+    messages: list[Message] = []
+    size, deadline = 0, time.monotonic() + 1.0
+    while len(messages) < _BATCH and size < _BATCH_BYTES:
+        piece = consumer.consume(_PIECE, max(deadline - time.monotonic(), 0))
+        messages += piece
+        if len(piece) < _PIECE:
+            break
+        size += sum(len(message.value() or b"") for message in piece)
+    return messages
 
 
 def cluster_id(bootstrap_servers: str) -> str:

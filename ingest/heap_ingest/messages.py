@@ -7,12 +7,24 @@ the sink makes columns of them.
 
 from __future__ import annotations
 
+import zlib
 from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
 
-__all__ = ["EventMessage", "IdentifyMessage", "Message", "UserMessage", "decode", "encode", "message_key"]
+__all__ = [
+    "Event",
+    "EventMessage",
+    "EventsMessage",
+    "IdentifyMessage",
+    "Message",
+    "UserMessage",
+    "decode",
+    "encode",
+    "find_partition",
+    "message_key",
+]
 
 Bigint = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
@@ -34,7 +46,7 @@ class _Message(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind"
 
 
 class EventMessage(_Message, frozen=True, tag="event"):
-    """A captured or custom event.
+    """A captured or custom event by itself.
 
     Attributes:
         columns: typed columns of `events` by name, beyond those named here: path, href, target_text, ...
@@ -51,6 +63,58 @@ class EventMessage(_Message, frozen=True, tag="event"):
     user_agent: str | None = None
 
 
+class Event(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """An event among others: what an `EventMessage` has that is not alike for all events of a request."""
+
+    user_id: Bigint
+    time: datetime
+    event_id: Bigint
+    type: str
+    session_id: Bigint | None = None
+    columns: dict[str, str] = msgspec.field(default_factory=dict)
+    properties: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class EventsMessage(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    omit_defaults=True,
+    tag_field="kind",
+    tag="events",
+    forbid_unknown_fields=True,
+):
+    """Events of one request that go to one partition, in their order: as one message they cost Kafka and its clients
+    a fraction of what they cost one by one.
+
+    Attributes:
+        app, received_at, ip, user_agent: as of an `EventMessage`, of all of them.
+    """
+
+    app: str
+    received_at: datetime
+    ip: str | None = None
+    user_agent: str | None = None
+    events: list[Event]
+
+    def single(self, position: int) -> EventMessage:
+        """The event at this position as a message of its own."""
+        event = self.events[position]
+        return EventMessage(
+            self.app,
+            event.user_id,
+            event.time,
+            self.received_at,
+            event.event_id,
+            event.type,
+            event.session_id,
+            event.columns,
+            event.properties,
+            self.ip,
+            self.user_agent,
+        )
+
+
 class UserMessage(_Message, frozen=True, tag="user"):
     """Properties of a user; those named replace, the others stay. The latest `time` wins, whatever arrives last."""
 
@@ -63,14 +127,14 @@ class IdentifyMessage(_Message, frozen=True, tag="identify"):
     identity: str
 
 
-Message = EventMessage | UserMessage | IdentifyMessage
+Message = EventMessage | EventsMessage | UserMessage | IdentifyMessage
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 
-def encode(message: Message) -> bytes:
-    """The message as JSON."""
+def encode(message: Message | Event) -> bytes:
+    """The message, or an event for one, as JSON."""
     return _encoder.encode(message)
 
 
@@ -83,6 +147,12 @@ def decode(data: bytes) -> Message:
     return _decoder.decode(data)
 
 
-def message_key(message: Message) -> bytes:
-    """The Kafka key: all of one user's messages are in one partition, in order."""
-    return f"{message.app}:{message.user_id}".encode()
+def message_key(app: str, user_id: int) -> bytes:
+    """The Kafka key of a user's messages: all of them are in one partition, in order."""
+    return f"{app}:{user_id}".encode()
+
+
+def find_partition(key: bytes, partitions: int) -> int:
+    """Where Kafka's client puts messages of this key, of so many partitions (librdkafka's `consistent_random`): a
+    message of several users' events goes to where each of them has their messages."""
+    return zlib.crc32(key) % partitions

@@ -12,11 +12,15 @@ class SinkMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.messages = Counter("heap_sink_messages", "Messages stored or rejected", registry=self.registry)
+        self.messages = Counter(
+            "heap_sink_messages", "Messages stored or rejected; one may hold several events", registry=self.registry
+        )
         self.events = Counter(
             "heap_sink_events", "Events given to the tables, known ones among them", ["app"], registry=self.registry
         )
-        self.rejected = Counter("heap_sink_dead_letters", "Messages sent to the dead letters", registry=self.registry)
+        self.rejected = Counter(
+            "heap_sink_dead_letters", "Events and whole messages sent to the dead letters", registry=self.registry
+        )
         self.failures = Counter(
             "heap_sink_failures",
             "Batches that failed as a whole and are tried again",

@@ -257,8 +257,8 @@ class _Rebuild:
         # The conditions of the new tables' indexes are those the compiler makes now.
         self._connection.execute(
             "UPDATE heap.event_definition AS d SET predicate = o.predicate, index_suffix = o.index_suffix,"
-            " gates_patterns = o.gates_patterns, dormant = o.dormant FROM heap.event_definition AS o"
-            " WHERE d.app = %s AND o.app = %s AND d.name = o.name",
+            " gates_patterns = o.gates_patterns, covering = o.covering, dormant = o.dormant"
+            " FROM heap.event_definition AS o WHERE d.app = %s AND o.app = %s AND d.name = o.name",
             (self._app, self.other),
         )
         for schema, stranger in ((self._app, self.other), (self.other, self._app)):

@@ -19,8 +19,8 @@ __all__ = ["Replayed", "replay"]
 
 
 class Replayed(NamedTuple):
-    """What a replay did: messages read, messages of the wanted app given to the tables, messages that cannot be stored
-    (they are dead letters since they were read first)."""
+    """What a replay did: messages read; events, properties and identities of the wanted app given to the tables; those
+    that cannot be stored (they are dead letters since they were read first)."""
 
     read: int
     stored: int

@@ -27,6 +27,8 @@ from heap_ingest.topics import DEAD_LETTERS, EVENTS
 __all__ = ["LogMissingError", "Sink"]
 
 APPLICATION = "heap ingest sink"
+_PIECE = 32
+"""Messages that are read at once: how many events they hold is known afterwards."""
 _LONGEST_PAUSE = 5.0
 """Seconds until a database that failed is tried again, at most."""
 
@@ -45,7 +47,7 @@ class Sink:
         group: of the sinks that share the log.
         instance: a name of this sink that stays when it is started again, which then goes on at once; sinks without
             one wait for Kafka to notice that the one before has ended.
-        batch: messages of one transaction, at most.
+        batch: events and other items of one transaction; more by those of some messages that hold many.
         linger: seconds a batch waits to be filled.
         enrichment: what is added to events.
         report: called with a line for what an operator should know.
@@ -60,7 +62,7 @@ class Sink:
         dead_letters: str = DEAD_LETTERS,
         group: str = "heap-sink",
         instance: str | None = None,
-        batch: int = 5_000,
+        batch: int = 20_000,
         linger: float = 0.2,
         enrichment: Enrichment | None = None,
         report: Callable[[str], None] = lambda _line: None,
@@ -135,14 +137,25 @@ class Sink:
                 except (psycopg.Error, KafkaException) as error:
                     self._fail(consumer, error)
         before = dict(self._positions or {})
-        messages = consumer.consume(self._batch, self._pause or self._linger)
-        records = [record for message in messages if (record := self._record(message)) is not None]
-        batch = read_batch(records, self._enrichment)
+        batch = self._read(consumer)
         # Offsets may be missing between messages: those of markers, and of what was compacted.
         batch.offsets = {partition: (before[partition], after) for partition, (_, after) in batch.offsets.items()}
         self._settle(consumer)
-        if records and self._positions is not None:  # else what was read is not ours, or comes again
+        if batch.offsets and self._positions is not None:  # else what was read is not ours, or comes again
             self._storing = batch, self._writer.submit(self._write, batch)
+
+    def _read(self, consumer: Consumer) -> Batch:
+        """What there is until a batch is full, or what comes until it has waited long enough."""
+        batch = Batch()
+        deadline = time.monotonic() + (self._pause or self._linger)
+        while (room := self._batch - batch.size) > 0:
+            wanted = min(room, _PIECE)
+            messages = consumer.consume(wanted, max(deadline - time.monotonic(), 0))
+            records = (record for message in messages if (record := self._record(message)) is not None)
+            read_batch(records, self._enrichment, batch=batch)
+            if len(messages) < wanted:
+                break
+        return batch
 
     def _write(self, batch: Batch) -> tuple[Stored, float]:
         """Stores a batch, in a thread of its own; what it did, and the seconds it took."""
@@ -249,7 +262,7 @@ class Sink:
         if batch.oldest is not None:
             metrics.delay.observe(max((datetime.now(UTC) - batch.oldest).total_seconds(), 0))
         for record, reason in stored.rejected:
-            self._report(f"dead letter {record.partition}:{record.offset}: {reason}")
+            self._report(f"dead letter {record.place}: {reason}")
         places = []
         for partition, (_, after) in batch.offsets.items():
             place = TopicPartition(self._topic, partition, after)

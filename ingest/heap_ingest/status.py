@@ -20,7 +20,8 @@ class PartitionStatus(NamedTuple):
         next_offset: the next message to be stored; None when no sink has begun.
         end: where the log ends now.
         lag: messages not stored yet.
-        stored, dead: messages read from the log so far, and those of them that went to the dead letters.
+        stored: messages read from the log so far; one may hold several events.
+        dead: events and whole messages that went to the dead letters.
         incoming, storing: messages a second that were added to the log and read from it, while this was measured.
         stored_at: when the last batch was stored.
     """

@@ -5,6 +5,7 @@ A batch that is stored again, here or by another, changes nothing: rows have the
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,14 +20,23 @@ from heap_extension.load import LOADED_COLUMNS
 from heap_extension.user_ids import hash_bigint
 from heap_ingest.dead_letters import Rejected
 from heap_ingest.enrich import Enrichment
+from heap_ingest.lines import EVENT_COLUMNS, USER_COLUMNS, event_line, is_plain, of_user, user_line
 from heap_ingest.log import Record
-from heap_ingest.messages import EventMessage, IdentifyMessage, Message, UserMessage, decode
+from heap_ingest.messages import EventMessage, EventsMessage, IdentifyMessage, Message, UserMessage, decode
 
-__all__ = ["Batch", "FencedError", "Store", "Stored", "is_data_error", "read_batch"]
+__all__ = ["Batch", "FencedError", "Row", "Store", "Stored", "is_data_error", "read_batch"]
 
-_LOADED = frozenset(LOADED_COLUMNS)
+Row = tuple[Record, int | None, int, datetime, str]
+"""What goes into a table: its record, its position in a message of several events, user, time, and line for COPY."""
+
 _CAREFUL_BATCHES = 20
 """Batches of an app that are staged after one that held known events: where some are sent twice, more are."""
+
+_LONGEST_COURTESY = 5.0
+"""Seconds that a batch waits for those who want to change its apps, at most."""
+
+_PART = 1_000
+"""Rows given to COPY at once: the database begins while the rest is being put together."""
 
 
 class FencedError(Exception):
@@ -39,22 +49,22 @@ class Batch:
 
     Attributes:
         offsets: by partition, the first offset and the one after the last.
-        events, users: by app, rows in the order of the log, each with its record.
+        events, users: by app, rows in the order of the log.
         identifies: in the order of the log.
         rejected: what cannot be stored, as far as that is known without the database.
         oldest: when the server took the first message of it; None when nothing is in it.
     """
 
     offsets: dict[int, tuple[int, int]] = field(default_factory=dict)
-    events: defaultdict[str, list[tuple[Record, tuple[Any, ...]]]] = field(default_factory=lambda: defaultdict(list))
-    users: defaultdict[str, list[tuple[Record, tuple[Any, ...]]]] = field(default_factory=lambda: defaultdict(list))
+    events: defaultdict[str, list[Row]] = field(default_factory=lambda: defaultdict(list))
+    users: defaultdict[str, list[Row]] = field(default_factory=lambda: defaultdict(list))
     identifies: list[tuple[Record, IdentifyMessage]] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     oldest: datetime | None = None
 
     @property
     def size(self) -> int:
-        """Messages in it, those rejected among them."""
+        """Events, properties of users and identities in it, and what is rejected."""
         rows = sum(len(rows) for rows_of in (self.events, self.users) for rows in rows_of.values())
         return rows + len(self.identifies) + len(self.rejected)
 
@@ -74,16 +84,19 @@ class Stored:
 
 
 def read_batch(
-    records: Iterable[Record], enrichment: Enrichment, wanted: Callable[[Message], bool] | None = None
+    records: Iterable[Record],
+    enrichment: Enrichment,
+    wanted: Callable[[Message], bool] | None = None,
+    batch: Batch | None = None,
 ) -> Batch:
-    """The batch of these records. Those that are no messages are rejected; those not `wanted` are left out."""
-    batch = Batch()
+    """The batch of these records, or the one given with these added. Those that are no messages are rejected; those not
+    `wanted` are left out."""
+    batch = batch or Batch()
     for record in records:
-        _, partition, offset, _, value = record
-        first, _ = batch.offsets.get(partition, (offset, 0))
-        batch.offsets[partition] = first, offset + 1
+        first, _ = batch.offsets.get(record.partition, (record.offset, 0))
+        batch.offsets[record.partition] = first, record.offset + 1
         try:
-            message = decode(value)
+            message = decode(record.value)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             batch.rejected.append(Rejected(record, f"not a message: {error}"))
             continue
@@ -92,24 +105,18 @@ def read_batch(
         if batch.oldest is None or message.received_at < batch.oldest:
             batch.oldest = message.received_at
         match message:
+            case EventsMessage():
+                added, plain, rows = enrichment.columns(message), is_plain(record.value), batch.events[message.app]
+                for position, event in enumerate(message.events):
+                    rows.append((record, position, event.user_id, event.time, event_line(event, added, plain=plain)))
             case EventMessage():
-                batch.events[message.app].append((record, _event_row(message, enrichment)))
+                line = event_line(message, enrichment.columns(message), plain=is_plain(record.value))
+                batch.events[message.app].append((record, None, message.user_id, message.time, line))
             case UserMessage():
-                properties = msgspec.json.encode(message.properties).decode()
-                batch.users[message.app].append((record, (message.user_id, message.time, properties)))
+                batch.users[message.app].append((record, None, message.user_id, message.time, user_line(message)))
             case IdentifyMessage():
                 batch.identifies.append((record, message))
     return batch
-
-
-def _event_row(event: EventMessage, enrichment: Enrichment) -> tuple[Any, ...]:
-    columns = {**enrichment.columns(event), **event.columns}
-    properties = event.properties
-    if not columns.keys() <= _LOADED:  # the address, and columns of another version
-        properties = {**{name: text for name, text in columns.items() if name not in _LOADED}, **properties}
-    encoded = msgspec.json.encode(properties).decode() if properties else "{}"
-    values = map(columns.get, LOADED_COLUMNS)
-    return (event.user_id, event.time, event.event_id, event.session_id, event.type, *values, encoded)
 
 
 def is_data_error(error: psycopg.Error) -> bool:
@@ -176,6 +183,7 @@ class Store:
             psycopg.Error: the database failed, perhaps after it stored everything: `positions` tells.
             KafkaException: what was rejected could not be buried. Nothing is stored.
         """
+        self._let_changes_pass(batch.apps)
         identified = self._identify(batch)
         try:
             return self._store(batch, identified, self._insert)
@@ -198,7 +206,7 @@ class Store:
                     if app in known:
                         counts[app] = insert(kind, app, rows, stored.rejected)
                     else:
-                        stored.rejected += [Rejected(record, f"unknown app {app!r}") for record, _ in rows]
+                        stored.rejected += [_rejected(row, f"unknown app {app!r}") for row in rows]
             if stored.rejected:
                 self._bury(stored.rejected)
                 self._count_dead(stored.rejected)
@@ -229,6 +237,14 @@ class Store:
                 (count, *self._log, partition),
             )
 
+    def _let_changes_pass(self, apps: set[str]) -> None:
+        """Waits while somebody waits for the row of one of the apps to change it: PostgreSQL gives it to share at once
+        to whoever asks, so that several sinks with always one batch under way would keep a change out for ever."""
+        names = [self._schemas.get(app, app) for app in apps]
+        deadline = time.monotonic() + _LONGEST_COURTESY
+        while self._connection.execute(_CHANGES_WAITING, (names,)).fetchone() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
     def _lock_apps(self, apps: set[str]) -> set[str]:
         """Those of the apps that exist. Until the transaction ends no user of theirs is merged, which would have moved
         rows of this batch that nobody sees yet."""
@@ -238,24 +254,24 @@ class Store:
         )
         return {names[name] for (name,) in found}
 
-    def _resolve(self, schema: str, rows: _Rows) -> _Rows:
+    def _resolve(self, schema: str, rows: Sequence[Row]) -> Sequence[Row]:
         """The rows with the users as they are known now; without what happened before a user was erased.
 
         The log keeps them as they were known then. Both tables are small, and mostly empty.
         """
-        users = list({row[0] for _, row in rows})
+        users = list({row[2] for row in rows})
         found = self._connection.execute(_RESOLVE, {"app": schema, "users": users}).fetchall()
         if not found:
             return rows
         now = {user: merged_into for user, merged_into, _ in found if merged_into is not None}
         erased = {user: erased_at for user, _, erased_at in found if erased_at is not None}
         return [
-            (record, (now.get(row[0], row[0]), *row[1:]))
-            for record, row in rows
-            if row[0] not in erased or row[1] > erased[row[0]]
+            (record, position, user, at, of_user(line, now[user]) if user in now else line)
+            for record, position, user, at, line in rows
+            if user not in erased or at > erased[user]
         ]
 
-    def _insert(self, kind: str, app: str, rows: _Rows, _rejected: list[Rejected]) -> int:
+    def _insert(self, kind: str, app: str, rows: Sequence[Row], _rejected: list[Rejected]) -> int:
         """All rows at once. Events go straight into their table, as long as none of them is known there already."""
         schema = self._schemas.get(app, app)
         rows = self._resolve(schema, rows)
@@ -266,29 +282,29 @@ class Store:
         else:
             try:
                 with self._connection.transaction():
-                    return self._copy(sql.Identifier(schema, "events"), _EVENT_COLUMNS, _EVENT_TYPES, rows)
+                    return self._copy(sql.Identifier(schema, "events"), EVENT_COLUMNS, rows)
             except psycopg.errors.UniqueViolation:
                 self._careful[app] = _CAREFUL_BATCHES
         return self._stage("events", schema, rows)
 
-    def _stage(self, kind: str, schema: str, rows: _Rows) -> int:
+    def _stage(self, kind: str, schema: str, rows: Sequence[Row]) -> int:
         """Through a temporary table, whose rows are told from those of earlier calls by the number of the call."""
         self._part += 1
-        staging, columns, types, insert = _KINDS[kind]
-        staged = [(record, (*row, self._part)) for record, row in rows]
-        self._copy(sql.Identifier("pg_temp", staging), f"{columns}, part", [*types, "int4"], staged)
+        staging, columns, insert = _KINDS[kind]
+        self._copy(sql.Identifier("pg_temp", staging), f"part, {columns}", rows, f"{self._part}\t")
         statement = sql.SQL(insert).format(schema=sql.Identifier(schema))
         return self._connection.execute(statement, (self._part,)).rowcount
 
-    def _copy(self, table: sql.Identifier, columns: str, types: list[str], rows: _Rows) -> int:
+    def _copy(self, table: sql.Identifier, columns: str, rows: Sequence[Row], prefix: str = "") -> int:
         statement = sql.SQL("COPY {} ({}) FROM STDIN").format(table, sql.SQL(columns))
+        end = f"\n{prefix}"
         with self._connection.cursor() as cursor, cursor.copy(statement) as copy:
-            copy.set_types(types)
-            for _, row in rows:
-                copy.write_row(row)
+            for first in range(0, len(rows), _PART):
+                lines = [row[4] for row in rows[first : first + _PART]]
+                copy.write(f"{prefix}{end.join(lines)}\n".encode())
         return len(rows)
 
-    def _bisect(self, kind: str, app: str, rows: _Rows, rejected: list[Rejected]) -> int:
+    def _bisect(self, kind: str, app: str, rows: Sequence[Row], rejected: list[Rejected]) -> int:
         """All rows but those the database refuses: halves are tried until single rows are left."""
         try:
             with self._connection.transaction():
@@ -297,7 +313,7 @@ class Store:
             if not is_data_error(error):
                 raise
             if len(rows) == 1:
-                rejected.append(Rejected(rows[0][0], _reason(error)))
+                rejected.append(_rejected(rows[0], _reason(error)))
                 return 0
         half = len(rows) // 2
         return self._bisect(kind, app, rows[:half], rejected) + self._bisect(kind, app, rows[half:], rejected)
@@ -333,16 +349,17 @@ class Store:
         return rejected
 
 
-_Rows = Sequence[tuple[Record, tuple[Any, ...]]]
-_Insert = Callable[[str, str, _Rows, list[Rejected]], int]
+_Insert = Callable[[str, str, Sequence[Row], list[Rejected]], int]
+
+
+def _rejected(row: Row, reason: str) -> Rejected:
+    record, position = row[:2]
+    return Rejected(record if position is None else record._replace(position=position), reason)
 
 
 def _reason(error: psycopg.Error) -> str:
     return f"{error.sqlstate or 'refused'}: {(error.diag.message_primary or str(error)).splitlines()[0]}"
 
-
-_EVENT_COLUMNS = ", ".join(["user_id", "time", "event_id", "session_id", "type", *LOADED_COLUMNS, "properties"])
-_USER_COLUMNS = "user_id, time, properties"
 
 _STAGING = (
     "CREATE TEMPORARY TABLE IF NOT EXISTS heap_events_batch (part int, user_id bigint, time timestamptz,"
@@ -354,6 +371,18 @@ _USER_STAGING = (
     "CREATE TEMPORARY TABLE IF NOT EXISTS heap_users_batch (part int, user_id bigint, time timestamptz,"
     " properties jsonb) ON COMMIT DELETE ROWS"
 )
+
+# Of those who wait for a row, one holds the lock of its place.
+_CHANGES_WAITING = """
+SELECT 1 FROM heap.app AS a
+INNER JOIN pg_locks AS l
+    ON l.locktype = 'tuple' AND l.relation = 'heap.app'::regclass AND (l.page, l.tuple) = (
+        split_part(trim('()' FROM a.ctid::text), ',', 1)::int, split_part(trim('()' FROM a.ctid::text), ',', 2)::int
+    )
+WHERE a.name = ANY(%s) AND l.mode IN ('ExclusiveLock', 'AccessExclusiveLock')
+AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+LIMIT 1
+"""
 
 _RESOLVE = """
 SELECT u.user_id, a.merged_into, (
@@ -368,8 +397,8 @@ OR EXISTS (SELECT FROM heap.erased_user AS e WHERE e.app = %(app)s AND e.user_id
 
 # In the order of the key, so that two sinks wait for each other and never in a circle.
 _INSERT_EVENTS = f"""
-INSERT INTO {{schema}}.events ({_EVENT_COLUMNS})
-SELECT {_EVENT_COLUMNS} FROM pg_temp.heap_events_batch WHERE part = %s ORDER BY user_id, time, event_id
+INSERT INTO {{schema}}.events ({EVENT_COLUMNS})
+SELECT {EVENT_COLUMNS} FROM pg_temp.heap_events_batch WHERE part = %s ORDER BY user_id, time, event_id
 ON CONFLICT DO NOTHING
 """
 
@@ -397,9 +426,7 @@ WHERE NOT EXISTS (
 )
 """
 
-_EVENT_TYPES = ["int8", "timestamptz", "int8", "int8", "text", *["text"] * len(LOADED_COLUMNS), "text"]
-
 _KINDS = {
-    "events": ("heap_events_batch", _EVENT_COLUMNS, _EVENT_TYPES, _INSERT_EVENTS),
-    "users": ("heap_users_batch", _USER_COLUMNS, ["int8", "timestamptz", "text"], _INSERT_USERS),
+    "events": ("heap_events_batch", EVENT_COLUMNS, _INSERT_EVENTS),
+    "users": ("heap_users_batch", USER_COLUMNS, _INSERT_USERS),
 }

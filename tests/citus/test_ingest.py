@@ -104,7 +104,7 @@ def test_workers_killed_at_random_moments(ingesting: CitusCluster, log: Log) -> 
     sent = 0
     with running(ingesting.dsn, log, batch=100):
         for turn in range(4):
-            log.send(events(1_500, sent + 1, seed=turn))
+            (log.send_together if turn % 2 else log.send)(events(1_500, sent + 1, seed=turn))
             sent += 1_500
             time.sleep(chance.uniform(0.05, 0.5))
             worker = ingesting.workers[turn % 2]

@@ -106,6 +106,40 @@ def test_choose_strategy_takes_kernels_where_there_are_some_and_enough_to_do(
     assert sequence.reason
 
 
+_COUNTED = 'trend users of "Sign up", count of "Sign up" as \'all\', count of "Purchase" as \'other\' by day'
+
+
+@pytest.mark.parametrize(
+    ("statement", "sizes", "asked", "shards", "scans"),
+    [
+        (_COUNTED, {"Sign up": 200}, "auto", 1, 1),
+        (_COUNTED, {"Sign up": 200}, "auto", 2, 0),
+        (_COUNTED, {"Sign up": 200}, "auto", 0, 0),
+        (_COUNTED, {"Sign up": 2}, "vector", 4, 1),
+        (_COUNTED, {"Sign up": 2_000_000}, "merge", 1, 0),
+        (_COUNTED + " group by user.plan", {}, "auto", 1, 1),
+        (_COUNTED + " group by country", {}, "vector", 1, 0),
+        (_COUNTED + " rolling 7 days", {}, "vector", 1, 0),
+        ("trend count of any", {}, "vector", 1, 0),
+        ('lifecycle of "Sign up" group by country', {}, "auto", 1, 1),
+        ('stickiness of "Sign up"', {}, "auto", 1, 1),
+        ('retention from "Sign up" to "Purchase"', {"Sign up": 10, "Purchase": 200}, "auto", 1, 2),
+        ('paths across "Sign up", "Purchase"', {}, "auto", 1, 2),
+        ('paths across "Sign up", "Purchase" top 3', {}, "vector", 1, 0),
+    ],
+)
+def test_kernels_count_what_they_know_and_read_it_once(
+    statement: str, sizes: dict[str, int], asked: Strategy, shards: int, scans: int
+) -> None:
+    catalog = DictionaryCatalog(sizes=sizes)
+    catalog.strategy, catalog.shards = asked, shards
+    query = compile_statement(statement, catalog)
+    assert isinstance(query, CompiledQuery)
+    assert len(query.kernel_reads) == scans + ("user.plan" in statement)
+    assert (query.strategy or "").startswith("vector: " if scans else "sql: ")
+    assert query.sources.keys() == {scan.alias for scan in query.scans}
+
+
 def test_choose_strategy_probes_or_merges_as_it_is_asked() -> None:
     sizes = {"Viewed pricing": 5_000, "Sign up": 6_000, "Purchase": 900_000}
     names = ('"Viewed pricing"', '"Sign up"', '"Purchase"')

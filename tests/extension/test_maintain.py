@@ -19,6 +19,7 @@ from psycopg.conninfo import make_conninfo
 
 from heap_extension.maintain import Maintainer
 from heap_extension.maintain.nodes import connect_node
+from tests.servers import Lender
 from tests.waiting import until
 
 APP = "kept"
@@ -26,9 +27,9 @@ _HEAP = Path(sys.executable).with_name("heap")
 
 
 @pytest.fixture
-def kept(dsn: str) -> Iterator[psycopg.Connection[Any]]:
+def kept(dsn: str, lender: Lender) -> Iterator[psycopg.Connection[Any]]:
     """An app whose indexes are left to `heap maintain`, with events in two months."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    with lender.connection(dsn, autocommit=True) as connection:
         connection.execute("SELECT heap.create_app('kept')")
         connection.execute("SET heap.app = 'kept'")
         connection.execute("UPDATE heap.settings SET index_builds = 'maintain'")

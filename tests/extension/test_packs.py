@@ -166,6 +166,22 @@ def test_packs_are_read_and_not_once_anything_changed(asked: psycopg.Connection[
     assert _states(asked) == {"stale"}
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        'trend users of "A", count of ("B" or "C") by day from \'2026-01-05\' to \'2026-02-05\'',
+        "retention from \"A\" to \"C\" by week from '2026-01-05' to '2026-02-20'",
+        "time from \"A\" to \"B\" within 30 days from '2026-01-01' to '2026-02-28'",
+    ],
+)
+def test_what_kernels_count_of_packs_is_what_sql_counts(asked: psycopg.Connection[Any], statement: str) -> None:
+    """Ranges within months, definitions joined, and instants shared by users."""
+    with asked.transaction():
+        by_packs = sorted(str(row) for row in asked.execute("SELECT heap.query(%s)", (statement,)))
+        asked.execute("SET LOCAL heap.strategy = 'merge'")
+        assert by_packs == sorted(str(row) for row in asked.execute("SELECT heap.query(%s)", (statement,)))
+
+
 def test_no_change_is_overlooked_after_a_vacuum(packed: str, asked: psycopg.Connection[Any]) -> None:
     """VACUUM sets the bits of changed pages again. What is left of the events, SQL says, which reads no pack."""
     try:

@@ -177,6 +177,10 @@ def test_explain_says_which_strategy_runs_and_why(shop: psycopg.Connection[Any])
         (_FUNNEL + " counting sessions", "auto", "strategy: timeline: kernels know no such rule"),
         (_FUNNEL + " by day", "auto", counted),
         ('time from "Viewed pricing" to "Purchase"', "auto", counted),
+        ('retention from "Viewed pricing" to "Purchase"', "merge", "strategy: sql: asked for by heap.strategy"),
+        ("lifecycle of any group by country", "auto", "strategy: vector: events that nobody has counted"),
+        ("trend users of any by day group by country", "vector", "strategy: sql: kernels know no such rule"),
+        ("paths of pageview by path top 3", "vector", "strategy: sql: kernels know no such rule"),
     ):
         shop.execute(f"SET heap.strategy = '{strategy}'")
         assert [shown for shown in _explained(shop, statement, analyze=False) if re.fullmatch(line, shown)], line

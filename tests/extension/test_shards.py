@@ -8,14 +8,16 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.servers import Lender
+
 _APP = "sharded"
 _FUNNEL = "funnel pageview -> purchase"
 
 
 @pytest.fixture
-def operator(dsn: str) -> Iterator[psycopg.Connection[Any]]:
+def operator(dsn: str, lender: Lender) -> Iterator[psycopg.Connection[Any]]:
     """A connection that has chosen an app of its own; on Citus with 7 shards."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    with lender.connection(dsn, autocommit=True) as connection:
         count = 7 if _on_citus(connection) else None
         connection.execute("SELECT heap.create_app(%s, 'UTC', %s)", (_APP, count))
         connection.execute("SELECT set_config('heap.app', %s, false)", (_APP,))

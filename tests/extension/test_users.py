@@ -14,11 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from heap_extension.maintain import Maintainer
 from heap_extension.user_ids import hash_bigint
 from tests import oracle
 from tests.histories import NOW, ZONE, histories, insert
 from tests.merges import finish_merges, person, relabelled
 from tests.oracle import Event
+from tests.servers import Lender
 
 _Connection = psycopg.Connection[Any]
 _ROWS = "SELECT user_id, time, event_id, type, properties FROM people.events ORDER BY 1, 2, 3"
@@ -39,8 +41,8 @@ def people(dsn: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def crowd(people: str) -> Iterator[_Connection]:
-    with psycopg.connect(people, autocommit=True) as connection:
+def crowd(people: str, lender: Lender) -> Iterator[_Connection]:
+    with lender.connection(people, autocommit=True) as connection:
         connection.execute("SELECT set_config('heap.app', 'people', false), set_config('heap.now', %s, false)", (NOW,))
         _clear(connection)
         yield connection
@@ -346,3 +348,20 @@ def test_an_app_of_an_earlier_version_is_brought_to_this_one(dsn: str) -> None:
             assert found == [(hash_bigint("one"), 2)]
         finally:
             connection.execute("SELECT heap.drop_app('olden')")
+
+
+@pytest.mark.parametrize("dsn", ["citus"], indirect=True)
+def test_maintain_says_whose_transaction_holds_up_merges(crowd: _Connection, people: str) -> None:
+    with psycopg.connect(people) as idle:
+        idle.execute("SELECT FROM people.events")
+        crowd.execute("INSERT INTO people.users (user_id) SELECT generate_series(1, 20)")
+        crowd.execute("SELECT heap.merge_users(user_id, 99) FROM generate_series(1, 20) AS user_id")
+        lines: list[str] = []
+        assert not Maintainer(people, lines.append).run_once(patience=0.1)
+        pid = idle.info.backend_pid
+        waiting = [line for line in lines if line.startswith("waiting")]
+        assert len(waiting) == 1
+        assert f"merges of users of people wait for process {pid} of " in waiting[0]
+        assert "idle in transaction" in waiting[0]
+    finish_merges(crowd, "people")
+    assert crowd.execute("SELECT count(*) FROM heap.user_merge WHERE app = 'people'").fetchone() == (0,)

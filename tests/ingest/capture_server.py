@@ -18,15 +18,16 @@ from confluent_kafka import Consumer, TopicPartition
 
 from heap_extension.cluster import free_port
 from heap_ingest.broker import Broker
-from heap_ingest.messages import Message, decode
+from heap_ingest.messages import Message
 from heap_ingest.topics import create_topics
 from heap_ingest.write_keys import make_write_key
+from tests.ingest.log import unpacked
 from tests.waiting import until
 
-__all__ = ["APP", "Answer", "CaptureServer", "ensure_key", "read_topic", "topic_ends"]
+__all__ = ["APP", "PARTITIONS", "Answer", "CaptureServer", "ensure_key", "read_topic", "topic_ends"]
 
 APP = "captured"
-_PARTITIONS = 4
+PARTITIONS = 4
 
 
 class Answer(NamedTuple):
@@ -48,7 +49,7 @@ class CaptureServer:
         self.port = free_port()
         self.broker = broker
         self.topic = topic
-        create_topics(broker.bootstrap_servers, events=topic, dead_letters=f"{topic}-dead", partitions=_PARTITIONS)
+        create_topics(broker.bootstrap_servers, events=topic, dead_letters=f"{topic}-dead", partitions=PARTITIONS)
         heap = Path(sys.executable).with_name("heap")
         self._command = [str(heap), "ingest", "serve", "--dsn", dsn, "--bootstrap-servers", broker.bootstrap_servers,
                          "--topic", topic, "--port", str(self.port), *options]  # fmt: skip
@@ -112,13 +113,23 @@ class CaptureServer:
         lines = self.get("/metrics").body.decode().splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
 
+    @property
+    def pids(self) -> list[int]:
+        """Its processes."""
+        return [pid for pid, _ in self._listed()]
+
     def memory(self) -> int:
         """Bytes that its processes keep, in all."""
+        return sum(size for _, size in self._listed())
+
+    def _listed(self) -> list[tuple[int, int]]:
+        """Its processes, and the bytes each keeps."""
         assert self._process is not None
         group = os.getpgid(self._process.pid)
-        listed = subprocess.run(["ps", "-A", "-o", "pgid=,rss="], capture_output=True, text=True, check=True).stdout
-        rows = (line.split() for line in listed.splitlines())
-        return sum(int(rss) * 1024 for pgid, rss in rows if int(pgid) == group)
+        command = ["ps", "-A", "-o", "pgid=,pid=,rss="]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        rows = (map(int, line.split()) for line in listed.splitlines())
+        return [(pid, kilobytes * 1024) for pgid, pid, kilobytes in rows if pgid == group]
 
 
 def ask(
@@ -145,12 +156,12 @@ def ensure_key(dsn: str, **options: Any) -> str:
 def topic_ends(broker: Broker, topic: str) -> list[int]:
     """How many records each partition has."""
     with _reader(broker) as reader:
-        return [reader.get_watermark_offsets(TopicPartition(topic, number), 10)[1] for number in range(_PARTITIONS)]
+        return [reader.get_watermark_offsets(TopicPartition(topic, number), 10)[1] for number in range(PARTITIONS)]
 
 
 def read_topic(broker: Broker, topic: str, since: list[int] | None = None) -> list[Message]:
-    """The messages from those places on, or all, to the end of now."""
-    starts, ends = since or [0] * _PARTITIONS, topic_ends(broker, topic)
+    """The messages from those places on, or all, to the end of now; events one by one."""
+    starts, ends = since or [0] * PARTITIONS, topic_ends(broker, topic)
     found: list[Message] = []
     with _reader(broker) as reader:
         for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
@@ -159,7 +170,7 @@ def read_topic(broker: Broker, topic: str, since: list[int] | None = None) -> li
                 records = reader.consume(min(end - start, 10_000), 10)
                 assert records
                 start += len(records)
-                found += (decode(record.value() or b"") for record in records)
+                found += (message for record in records for message in unpacked(record.value() or b""))
     return found
 
 

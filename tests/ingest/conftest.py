@@ -16,6 +16,7 @@ from heap_ingest.broker import Broker
 from heap_ingest.sink import Sink
 from tests.ingest.capture_server import CaptureServer, ensure_key
 from tests.ingest.log import APP, Log, fresh_app
+from tests.servers import Lender
 from tests.waiting import until
 
 QUICK = {"session.timeout.ms": 2_000, "heartbeat.interval.ms": 300}
@@ -28,9 +29,9 @@ def log(broker: Broker) -> Log:
 
 
 @pytest.fixture
-def owner(dsn: str) -> Iterator[psycopg.Connection[Any]]:
+def owner(dsn: str, lender: Lender) -> Iterator[psycopg.Connection[Any]]:
     """An owner's connection to a database with the empty app, on plain PostgreSQL and on Citus."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    with lender.connection(dsn, autocommit=True) as connection:
         fresh_app(connection)
         yield connection
         connection.execute("SELECT heap.drop_app(%s)", (APP,))

@@ -14,10 +14,22 @@ from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 
 from heap_ingest.broker import Broker
-from heap_ingest.messages import EventMessage, Message, encode, message_key
+from heap_ingest.capture.pack import pack_events
+from heap_ingest.capture.parse import Origin
+from heap_ingest.messages import (
+    Event,
+    EventMessage,
+    EventsMessage,
+    IdentifyMessage,
+    Message,
+    UserMessage,
+    decode,
+    encode,
+    message_key,
+)
 from heap_ingest.topics import create_topics
 
-__all__ = ["APP", "Log", "events", "fresh_app", "stored_ids"]
+__all__ = ["APP", "Log", "events", "fresh_app", "stored_ids", "unpacked"]
 
 APP = "ingested"
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
@@ -50,7 +62,7 @@ class Log:
             }
         )
 
-    def send(self, messages: Iterable[Message]) -> None:
+    def send(self, messages: Iterable[EventMessage | UserMessage | IdentifyMessage]) -> None:
         """Sends messages; those that are events become acknowledged ones when Kafka says so."""
         for message in messages:
             event_id = message.event_id if isinstance(message, EventMessage) else None
@@ -59,7 +71,23 @@ class Log:
                 if error is None and event_id is not None:
                     self.acknowledged.add(event_id)
 
-            self._producer.produce(self.topic, encode(message), message_key(message), on_delivery=delivered)
+            key = message_key(message.app, message.user_id)
+            self._producer.produce(self.topic, encode(message), key, on_delivery=delivered)
+            self._producer.poll(0)
+
+    def send_together(self, messages: Iterable[EventMessage]) -> None:
+        """Sends events of one app as the capture server does those of one request: several in a message."""
+        sent = list(messages)
+        parts = [(event.user_id, encode(_event(event))) for event in sent]
+        origin = Origin(sent[0].app, sent[0].received_at)
+        for key, value, partition in pack_events(parts, origin, self.partitions, 4_000):
+            ids = [event.event_id for event in unpacked(value) if isinstance(event, EventMessage)]
+
+            def delivered(error: KafkaError | None, _: KafkaMessage, ids: list[int] = ids) -> None:
+                if error is None:
+                    self.acknowledged.update(ids)
+
+            self._producer.produce(self.topic, value, key, partition, on_delivery=delivered)
             self._producer.poll(0)
 
     def send_raw(self, value: bytes, key: bytes | None = None) -> None:
@@ -96,6 +124,20 @@ class Log:
             yield reader
         finally:
             reader.close()
+
+
+def _event(event: EventMessage) -> Event:
+    return Event(
+        event.user_id, event.time, event.event_id, event.type, event.session_id, event.columns, event.properties
+    )
+
+
+def unpacked(value: bytes) -> list[Message]:
+    """The messages of a record, those of several events one by one."""
+    message = decode(value)
+    if isinstance(message, EventsMessage):
+        return [message.single(position) for position in range(len(message.events))]
+    return [message]
 
 
 def events(count: int, first_id: int = 1, *, users: int = 50, seed: int = 1, app: str = APP) -> Iterator[EventMessage]:

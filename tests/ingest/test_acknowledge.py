@@ -18,6 +18,7 @@ from heap_ingest.capture.app import CaptureApp
 from heap_ingest.capture.body import InFlight
 from heap_ingest.capture.limits import Limits
 from heap_ingest.capture.rate import Bucket
+from heap_ingest.log import ProducerRecord
 from heap_ingest.write_keys import WriteKey, WriteKeys, revoke_write_key
 from tests.ingest.capture_server import ensure_key
 
@@ -123,12 +124,12 @@ def test_a_producer_that_cannot_go_on_is_replaced() -> None:
         in_flight = InFlight(1_000_000)
         acknowledger = Acknowledger("", "heap-events", in_flight, options=_MOCK)
         acknowledger.start()
-        await acknowledger.send([(b"k", b"1")])
+        await acknowledger.send([ProducerRecord(b"k", b"1")])
         first = acknowledger._producer
-        waiting = asyncio.create_task(acknowledger.send([(b"k", b"2")]))
+        waiting = asyncio.create_task(acknowledger.send([ProducerRecord(b"k", b"2")]))
         await asyncio.sleep(0)
         acknowledger._failed(KafkaError(KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, "lost count", fatal=True))
-        await acknowledger.send([(b"k", b"3")])
+        await acknowledger.send([ProducerRecord(b"k", b"3")])
         assert acknowledger._producer is not first
         with pytest.raises(NotAcknowledgedError):
             await waiting
@@ -144,10 +145,11 @@ def test_a_message_that_kafka_refuses_fails_its_batch_alone() -> None:
             "", "heap-events", InFlight(10_000_000), options={**_MOCK, "message.max.bytes": 1_000}
         )
         acknowledger.start()
+        small, large = ProducerRecord(b"k", b"small"), ProducerRecord(b"k", b"x" * 5_000)
         results = await asyncio.gather(
-            acknowledger.send([(b"k", b"small"), (b"k", b"x" * 5_000)]),
-            acknowledger.send([(b"k", b"x" * 5_000)]),
-            acknowledger.send([(b"k", b"small")]),
+            acknowledger.send([small, large]),
+            acknowledger.send([large]),
+            acknowledger.send([small]),
             return_exceptions=True,
         )
         assert [type(result) for result in results] == [NotAcknowledgedError, NotAcknowledgedError, type(None)]

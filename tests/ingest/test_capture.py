@@ -18,6 +18,7 @@ from heap_ingest.broker import Broker
 from heap_ingest.capture.limits import Limits
 from heap_ingest.messages import EventMessage, IdentifyMessage, Message, UserMessage
 from tests.ingest.capture_server import APP, Answer, CaptureServer, ask, ensure_key, read_topic, topic_ends
+from tests.waiting import until
 
 _LIMITS = Limits()
 
@@ -66,6 +67,23 @@ def test_a_batch_that_was_answered_is_in_kafka(taken: _Taken) -> None:
     assert message.time == datetime(2026, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC)
     assert (message.ip, message.user_agent) == ("127.0.0.1", "Mozilla/5.0")
     assert timedelta(0) <= message.received_at - now < timedelta(seconds=30)
+
+
+def test_many_users_events_are_a_message_per_partition(taken: _Taken) -> None:
+    """Once the server has heard how many partitions there are, a second after the first message."""
+    users = set(range(100, 140))
+    batch = {"events": [{"type": "many", "user_id": user} for user in users]}
+
+    def few() -> bool:
+        before = topic_ends(taken.server.broker, taken.server.topic)
+        assert taken.post("/capture", batch).json["accepted"] == len(users)
+        after = topic_ends(taken.server.broker, taken.server.topic)
+        return sum(after) - sum(before) == len(after)
+
+    until(few)
+    found = [message.user_id for message in taken.messages() if isinstance(message, EventMessage)]
+    assert {found.count(user) for user in users} == {len(found) // len(users)}
+    assert set(found) == users
 
 
 def test_the_good_are_taken_and_the_bad_told(taken: _Taken) -> None:
@@ -259,7 +277,7 @@ def test_other_media_types_are_refused(taken: _Taken) -> None:
 
 
 def test_metrics_count_what_was_done(capture: CaptureServer, taken: _Taken) -> None:
-    names = ("heap_capture_messages_total", "heap_capture_rejected_total", "heap_capture_redacted_total",
+    names = ("heap_capture_accepted_total", "heap_capture_rejected_total", "heap_capture_redacted_total",
              "heap_capture_acknowledge_seconds_count")  # fmt: skip
     before = [capture.metric(name) for name in names]
     event = {"type": "x", "user_id": 1, "properties": {"password": "x"}}

@@ -27,15 +27,16 @@ from tests.waiting import until
 
 @contextmanager
 def _producing(log: Log, per_second: int = 1_500) -> Iterator[None]:
-    """Events come in all the time while the block runs; all are acknowledged afterwards."""
+    """Events come in all the time while the block runs, alone and together; all are acknowledged afterwards."""
     stop = threading.Event()
 
     def produce() -> None:
         sent = 0
         while not stop.wait(0.02):
-            count = max(per_second // 50, 1)
+            count = max(per_second // 100, 1)
             log.send(events(count, sent + 1, seed=sent))
-            sent += count
+            log.send_together(events(count, sent + count + 1, seed=sent))
+            sent += 2 * count
 
     thread = threading.Thread(target=produce)
     thread.start()

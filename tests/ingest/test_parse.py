@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from heap_extension.importer import FileReader, ImportMapping, Rejections
 from heap_extension.load import LOADED_COLUMNS
 from heap_extension.user_ids import hash_bigint
 from heap_ingest.capture.limits import Limits
+from heap_ingest.capture.pack import pack_events
 from heap_ingest.capture.parse import (
     COLUMNS,
     Body,
@@ -26,7 +28,8 @@ from heap_ingest.capture.parse import (
     parse_identify,
     parse_items,
 )
-from heap_ingest.messages import EventMessage, IdentifyMessage, Message, UserMessage, decode
+from heap_ingest.messages import Event, EventMessage, IdentifyMessage, Message, UserMessage, decode
+from tests.ingest.log import unpacked
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 NOON = "2026-03-01T11:59:00Z"
@@ -38,20 +41,24 @@ def _parse(content: Any, kind: type[Message] = EventMessage, **origin: Any) -> P
     return parse_items(kind, parse_body(body, listed), Origin("shop", NOW, **origin), Limits())
 
 
-def _events(*events: dict[str, Any], **origin: Any) -> list[EventMessage]:
+def _taken(parsed: Parsed) -> list[Event]:
+    return [msgspec.json.decode(value, type=Event) for _, value in parsed.events]
+
+
+def _events(*events: dict[str, Any], **origin: Any) -> list[Event]:
     parsed = _parse({"events": list(events)}, **origin)
     assert parsed.rejected == []
-    return [message for _, value in parsed.records if isinstance(message := decode(value), EventMessage)]
+    return _taken(parsed)
 
 
-def _event(**fields: Any) -> EventMessage:
+def _event(**fields: Any) -> Event:
     (event,) = _events({"type": "click", "user_id": 1, "time": NOON, **fields})
     return event
 
 
 def _error(**fields: Any) -> str:
     parsed = _parse({"events": [{"type": "click", "user_id": 1, "time": NOON, **fields}]})
-    assert parsed.records == []
+    assert parsed.events == []
     (rejection,) = parsed.rejected
     return rejection.error
 
@@ -104,7 +111,8 @@ def test_both_ways_to_read_a_batch_say_the_same(events: list[dict[str, Any]]) ->
     """What the typed decoder takes, an array without an object around it, the tolerant one takes alike."""
     typed, tolerant = _parse({"events": events}), _parse(events)
     assert typed.rejected == tolerant.rejected
-    assert [decode(value) for _, value in typed.records] == [decode(value) for _, value in tolerant.records]
+    assert _taken(typed) == _taken(tolerant)
+    assert [user_id for user_id, _ in typed.events] == [event.user_id for event in _taken(typed)]
 
 
 @given(events=st.lists(_FIELDS.map(lambda event: {**event, "event_id": None}), min_size=1, max_size=6))
@@ -115,14 +123,8 @@ def test_the_same_request_makes_the_same_ids(events: list[dict[str, Any]]) -> No
         EventMessage, parse_body(json.dumps({"events": events * 2}).encode(), "events"), later, Limits()
     )
     keys = [(event.user_id, event.time, event.event_id) for event in first]
-    assert keys == [(event.user_id, event.time, event.event_id) for event in map(_as_event, again.records)]
+    assert keys == [(event.user_id, event.time, event.event_id) for event in _taken(again)]
     assert len(set(keys)) == 2 * len(events), "equal events of one batch are different events"
-
-
-def _as_event(record: tuple[bytes, bytes]) -> EventMessage:
-    message = decode(record[1])
-    assert isinstance(message, EventMessage)
-    return message
 
 
 def test_events_of_one_instant_keep_their_order() -> None:
@@ -133,13 +135,17 @@ def test_events_of_one_instant_keep_their_order() -> None:
 
 
 def test_the_request_says_which_app_and_when_and_the_address_is_kept_where_it_may_be() -> None:
-    (event,) = _events({"type": "x", "anonymous_id": "me"}, ip="10.1.2.3", user_agent="Mozilla/5.0")
+    origin = Origin("shop", NOW, ip="10.1.2.3", user_agent="Mozilla/5.0")
+    body = parse_body(b'{"events": [{"type": "x", "anonymous_id": "me"}]}', "events")
+    parsed = parse_items(EventMessage, body, origin, Limits())
+    (record,) = pack_events(parsed.events, origin, None, 1_000)
+    (event,) = unpacked(record.value)
+    assert isinstance(event, EventMessage)
     assert event == EventMessage(
         app="shop", user_id=hash_bigint("me"), time=NOW, received_at=NOW, event_id=event.event_id, type="x",
         ip="10.1.2.3", user_agent="Mozilla/5.0",
     )  # fmt: skip
-    ((key, _),) = _parse({"events": [{"type": "x", "user_id": 7}]}).records
-    assert key == b"shop:7"
+    assert record.key == b"shop:%d" % hash_bigint("me")
 
 
 def test_unknown_fields_are_properties_and_properties_win() -> None:
@@ -151,7 +157,7 @@ def test_unknown_fields_are_properties_and_properties_win() -> None:
 
 def test_what_stands_beside_the_events_is_every_events() -> None:
     batch = {"library": "web", "user_id": 5, "lab": 1, "events": [{"type": "a"}, {"type": "b", "user_id": 6, "lab": 2}]}
-    first, second = (_as_event(record) for record in _parse(batch).records)
+    first, second = _taken(_parse(batch))
     assert (first.user_id, first.columns, first.properties) == (5, {"library": "web"}, {"lab": 1})
     assert (second.user_id, second.columns, second.properties) == (6, {"library": "web"}, {"lab": 2})
 
@@ -189,7 +195,7 @@ def test_the_good_events_of_a_batch_are_taken_and_the_bad_told_by_index() -> Non
     good = {"type": "x", "user_id": 1, "time": NOON}
     parsed = _parse({"events": [good, 5, {"type": "x"}, good, {}]})
     assert [rejection.index for rejection in parsed.rejected] == [1, 2, 4]
-    assert (len(parsed.records), parsed.items) == (2, 5)
+    assert (len(parsed.events), parsed.items) == (2, 5)
 
 
 @pytest.mark.parametrize(("body", "error"), [
@@ -211,8 +217,8 @@ def test_what_is_no_batch_is_refused_whole(body: bytes, error: str) -> None:
 
 def test_half_of_an_emoji_does_not_cost_the_batch() -> None:
     """Browsers write it when a text is cut, and PostgreSQL cannot store it."""
-    (record,) = _parse(b'{"events": [{"type": "click", "user_id": 1, "target_text": "Hi \\ud83d"}]}').records
-    assert _as_event(record).columns == {"target_text": "Hi ?"}
+    (event,) = _taken(_parse(b'{"events": [{"type": "click", "user_id": 1, "target_text": "Hi \\ud83d"}]}'))
+    assert event.columns == {"target_text": "Hi ?"}
 
 
 @pytest.mark.parametrize("time", ["2026-01-02T03:04:05Z", "2026-01-02T04:04:05+01:00", "2026-01-02T03:04:05",
@@ -266,8 +272,8 @@ _FIELD = "@html;|@form;#pay;|@input;[name=card];[type=text];[value=4111%201111];
 ])  # fmt: skip
 def test_what_was_typed_and_secrets_in_urls_are_not_kept(fields: dict[str, str], kept: dict[str, str]) -> None:
     for form in (lambda event: {"events": [event]}, lambda event: [event]):
-        (record,) = _parse(form({"type": "click", "user_id": 1, **fields})).records
-        assert _as_event(record).columns == kept
+        (event,) = _taken(_parse(form({"type": "click", "user_id": 1, **fields})))
+        assert event.columns == kept
 
 
 @pytest.mark.parametrize(("event_type", "properties", "kept"), [
@@ -284,7 +290,7 @@ def test_secret_properties_are_dropped_at_any_depth(
     event_type: str, properties: dict[str, Any], kept: dict[str, Any]
 ) -> None:
     parsed = _parse({"events": [{"type": event_type, "user_id": 1, "properties": properties}]})
-    assert _as_event(parsed.records[0]).properties == kept
+    assert [event.properties for event in _taken(parsed)] == [kept]
     assert (parsed.redacted > 0) == (kept != properties)
 
 
@@ -296,7 +302,7 @@ def test_a_made_id_says_nothing_of_what_was_dropped() -> None:
 def test_properties_of_users_need_some() -> None:
     parsed = _parse({"users": [{"user_id": "ann", "time": NOON, "properties": {"plan": "pro", "password": "x"}},
                                {"user_id": 2, "properties": {}}]}, UserMessage)  # fmt: skip
-    assert decode(parsed.records[0][1]) == UserMessage(
+    assert decode(parsed.records[0].value) == UserMessage(
         "shop", hash_bigint("ann"), datetime(2026, 3, 1, 11, 59, tzinfo=UTC), NOW, {"plan": "pro"}
     )
     assert [rejection.index for rejection in parsed.rejected] == [1]
@@ -306,7 +312,7 @@ def test_properties_of_users_need_some() -> None:
 def test_whoever_an_identity_numbers_is_that_person_too(identity: str, person: int) -> None:
     item = {"anonymous_id": "me", "identity": identity, "properties": {"plan": "pro"}, "time": NOON}
     parsed = parse_identify(parse_body(json.dumps(item).encode(), None), Origin("shop", NOW), Limits())
-    messages = [decode(value) for _, value in parsed.records]
+    messages = [decode(record.value) for record in parsed.records]
     time = datetime(2026, 3, 1, 11, 59, tzinfo=UTC)
     assert messages == [
         IdentifyMessage("shop", hash_bigint("me"), time, NOW, identity),

@@ -38,7 +38,7 @@ def test_a_replay_changes_nothing_and_fills_what_is_missing(dsn: str, owner: psy
     with running(dsn, log):
         drained(owner, log)
     before = owner.execute(_ROWS).fetchall()
-    assert "1,000 messages read, 1,000 stored again, 0 cannot" in _heap(log, dsn, "replay", "--from", "beginning")
+    assert "1,000 messages read, 1,000 items stored again, 0 cannot" in _heap(log, dsn, "replay", "--from", "beginning")
     assert owner.execute(_ROWS).fetchall() == before
     owner.execute(f"DELETE FROM {APP}.events WHERE mod(event_id, 3) = 0")
     assert len(stored_ids(owner)) == 667

@@ -45,7 +45,9 @@ def test_retention_equals_the_oracle(asked: psycopg.Connection[Any], data: st.Da
         f"retention from {start} to {back} by {unit} for {periods} {unit}s {over} {grouped}"
         f"{' rolling' * rolling}{' recurring' * recurring}"
     )
+    strategy = data.draw(st.sampled_from(["vector", "merge"]))
     try:
+        asked.execute("SELECT set_config('heap.strategy', %s, true)", (strategy,))
         insert(asked, APP, events)
         rows = asked.execute("SELECT * FROM heap.retention(%s)", (statement,)).fetchall()
     finally:
@@ -79,7 +81,9 @@ def test_lifecycle_equals_the_oracle(asked: psycopg.Connection[Any], data: st.Da
     over, _, end = data.draw(st.sampled_from(_RANGES))
     grouped, group = data.draw(st.sampled_from(_GROUPS))
     statement = f"lifecycle of {event} by {unit} {over} {grouped}"
+    strategy = data.draw(st.sampled_from(["vector", "merge"]))
     try:
+        asked.execute("SELECT set_config('heap.strategy', %s, true)", (strategy,))
         insert(asked, APP, events)
         rows = asked.execute("SELECT * FROM heap.lifecycle(%s)", (statement,)).fetchall()
     finally:
@@ -106,7 +110,9 @@ def test_stickiness_equals_the_oracle(asked: psycopg.Connection[Any], data: st.D
     over, begin, end = data.draw(st.sampled_from(_RANGES))
     grouped, group = data.draw(st.sampled_from(_GROUPS))
     statement = f"stickiness of {event} by {unit} {over} {grouped}"
+    strategy = data.draw(st.sampled_from(["vector", "merge"]))
     try:
+        asked.execute("SELECT set_config('heap.strategy', %s, true)", (strategy,))
         insert(asked, APP, events)
         rows = asked.execute("SELECT * FROM heap.stickiness(%s)", (statement,)).fetchall()
     finally:

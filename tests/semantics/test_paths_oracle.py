@@ -155,7 +155,9 @@ def test_paths_of_a_property_equal_the_naive_ones(asked: psycopg.Connection[Any]
     kept = [e for e in events if test(e) and begin <= e.time < end_of_range]
     if any(isinstance(e.get(name), (dict, list, float)) for e in kept):
         kept, events = [], []  # JSON's own text is PostgreSQL's matter
+    strategy = data.draw(st.sampled_from(["vector", "merge"]))
     try:
+        asked.execute("SELECT set_config('heap.strategy', %s, true)", (strategy,))
         insert(asked, APP, events)
         rows = asked.execute("SELECT * FROM heap.paths(%s)", (statement,)).fetchall()
     finally:
@@ -187,7 +189,9 @@ def test_paths_across_events_equal_the_naive_ones(asked: psycopg.Connection[Any]
         + (f" to '{end}'" if end is not None else "")
         + f" {within} {over} for {steps} steps"
     )
+    strategy = data.draw(st.sampled_from(["vector", "merge"]))
     try:
+        asked.execute("SELECT set_config('heap.strategy', %s, true)", (strategy,))
         insert(asked, APP, events)
         rows = asked.execute("SELECT * FROM heap.paths(%s)", (statement,)).fetchall()
     finally:

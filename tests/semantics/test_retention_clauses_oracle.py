@@ -78,7 +78,9 @@ def test_retention_clauses_equal_the_oracle(asked: psycopg.Connection[Any], data
         f"from {start} to {back} {f'at least {at_least} times' if at_least > 1 else ''} {followed} {counting} {over}"
         f"{' in 24 hour windows' * windows}{' recurring' * recurring} {grouped} {f'top {top}' if top else ''}"
     )
+    strategy = data.draw(st.sampled_from(["vector", "merge"]))
     try:
+        asked.execute("SELECT set_config('heap.strategy', %s, true)", (strategy,))
         insert(asked, APP, events)
         rows = asked.execute("SELECT * FROM heap.retention(%s)", (statement,)).fetchall()
     finally:

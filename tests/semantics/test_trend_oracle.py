@@ -38,7 +38,9 @@ def test_trend_equals_the_oracle(asked: psycopg.Connection[Any], data: st.DataOb
     measure = f"{name} of {event}" if of is None else f"{name}({of}) of {event}"
     by = f"by {unit}" if unit else ""
     statement = f"trend {measure} {_OVER} {by} {grouped} {where}"
+    strategy = data.draw(st.sampled_from(["vector", "merge"]))
     try:
+        asked.execute("SELECT set_config('heap.strategy', %s, true)", (strategy,))
         insert(asked, APP, events)
         rows = asked.execute("SELECT bucket, group_key, value FROM heap.trend(%s)", (statement,)).fetchall()
     finally:
@@ -110,7 +112,9 @@ def test_ratios_equal_the_oracle(asked: psycopg.Connection[Any], data: st.DataOb
     grouped, group = data.draw(st.sampled_from(_GROUPS))
     by = f"by {unit}" if unit else ""
     statement = f"trend users of {above} / count of {below} as 'rate' {_OVER} {by} {grouped}"
+    strategy = data.draw(st.sampled_from(["vector", "merge"]))
     try:
+        asked.execute("SELECT set_config('heap.strategy', %s, true)", (strategy,))
         insert(asked, APP, events)
         rows = asked.execute("SELECT bucket, group_key, value FROM heap.trend(%s)", (statement,)).fetchall()
     finally:

@@ -55,7 +55,7 @@ from heap_compiler.sql import (
 )
 from heap_compiler.strategies import kernel_totals
 from heap_compiler.strategies.any_order import MAX_ENTANGLED, entangled_steps
-from heap_compiler.strategies.vector import kernel_column
+from heap_compiler.strategies.kernels import kernel_column
 
 __all__ = ["ANALYSIS", "FUNNEL_RULES", "FunnelPlan", "bind_sequence"]
 

@@ -15,10 +15,13 @@ from heap_compiler import syntax
 from heap_compiler.activity import active_buckets
 from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
-from heap_compiler.bound import BoundEvent, GroupKey
+from heap_compiler.bound import BoundEvent, Choice, GroupKey
 from heap_compiler.groups import group_columns, group_key, group_order, group_values, shown_groups
+from heap_compiler.passes.choose_strategy import choose_counting
 from heap_compiler.ranges import BEGINNING, TimeRange, bucket_starts
+from heap_compiler.sequence import counted
 from heap_compiler.sql import cast, column, join, named, number, numbered_times, select, table_alias, text, with_ctes
+from heap_compiler.strategies.counting import counted_by_kernels, counting_kernel
 
 __all__ = ["ANALYSIS", "LifecyclePlan"]
 
@@ -41,6 +44,7 @@ class LifecyclePlan:
     buckets: tuple[datetime, ...]
     users: exp.Query | None
     group_keys: tuple[GroupKey, ...]
+    choice: Choice
 
 
 def bind_lifecycle(statement: syntax.AnalysisStatement, binder: Binder) -> LifecyclePlan:
@@ -53,23 +57,22 @@ def bind_lifecycle(statement: syntax.AnalysisStatement, binder: Binder) -> Lifec
     buckets = bucket_starts(over, unit, zone, span)
     instant = buckets[0] - datetime.resolution
     before = bucket_starts(TimeRange(instant, buckets[0]), unit, zone, span)
+    bound = counted(binder.event(event), binder.catalog)
     return LifecyclePlan(
-        binder.catalog.schema, binder.event(event), over.end, (*before, *buckets), binder.users, binder.group_keys
+        schema=binder.catalog.schema,
+        event=bound,
+        end=over.end,
+        buckets=(*before, *buckets),
+        users=binder.users,
+        group_keys=binder.group_keys,
+        choice=choose_counting([bound], binder.catalog),
     )
 
 
 def lower_lifecycle(plan: LifecyclePlan) -> exp.Query:
     """One row per bucket and status. In the query bucket 0 is all history, 1 the bucket before the range."""
-    keys, read = plan.group_keys, TimeRange(BEGINNING, plan.end)
-    active = active_buckets(plan.schema, plan.event, read, plan.buckets, plan.users, alias="active_events", keys=keys)
-    neighbours = select(
-        [
-            *(column(name) for name in ("bucket", *group_columns(keys))),
-            _neighbour("lag", "bucket_before", keys),
-            _neighbour("lead", "bucket_after", keys),
-        ],
-        "active",
-    )
+    keys = plan.group_keys
+    ctes = _counted_by_kernels(plan) if plan.choice.vector else _counted_in_order(plan)
     groups = shown_groups(keys, "counted")
     here = exp.EQ(this=column("bucket", "counted"), expression=column("bucket_number", "buckets"))
     bucket_before = exp.Sub(this=column("bucket_number", "buckets"), expression=number(1))
@@ -108,7 +111,32 @@ def lower_lifecycle(plan: LifecyclePlan) -> exp.Query:
             column("status_number", "statuses"),
         ],
     )
-    return with_ctes(query, [("active", active), ("neighbours", neighbours), ("counted", _counted(keys)), *groups.ctes])
+    return with_ctes(query, [*ctes, *groups.ctes])
+
+
+def _counted_by_kernels(plan: LifecyclePlan) -> list[tuple[str, exp.Query]]:
+    """The named queries that end in `counted`: per bucket and group, its users by status, and those leaving."""
+    events = {"active_events": (plan.event, TimeRange(BEGINNING, plan.end))}
+    kernel = counting_kernel(
+        "lifecycle", plan.schema, events, plan.buckets, choice=plan.choice, keys=plan.group_keys, users=plan.users
+    )
+    counts = {name: index for index, name in enumerate((*_STATUSES[:-1], "leaving"), start=1)}
+    return [("kernel", kernel), ("counted", counted_by_kernels("bucket", counts, plan.group_keys))]
+
+
+def _counted_in_order(plan: LifecyclePlan) -> list[tuple[str, exp.Query]]:
+    """The same in SQL: every user's buckets, each with the ones before and after."""
+    keys, read = plan.group_keys, TimeRange(BEGINNING, plan.end)
+    active = active_buckets(plan.schema, plan.event, read, plan.buckets, plan.users, alias="active_events", keys=keys)
+    neighbours = select(
+        [
+            *(column(name) for name in ("bucket", *group_columns(keys))),
+            _neighbour("lag", "bucket_before", keys),
+            _neighbour("lead", "bucket_after", keys),
+        ],
+        "active",
+    )
+    return [("active", active), ("neighbours", neighbours), ("counted", _counted(keys))]
 
 
 def _neighbour(function: str, name: str, keys: tuple[GroupKey, ...]) -> exp.Expr:
@@ -152,4 +180,5 @@ ANALYSIS = Analysis(
     bind=bind_lifecycle,
     lower=lower_lifecycle,
     sources=lifecycle_sources,
+    strategy=lambda plan: plan.choice.strategy,
 )

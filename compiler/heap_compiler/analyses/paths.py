@@ -17,13 +17,23 @@ from heap_compiler import syntax
 from heap_compiler.activity import of_users
 from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
-from heap_compiler.bound import BoundEvent
-from heap_compiler.durations import collected, each_of, interval, quantile, seconds
+from heap_compiler.bound import BoundEvent, Choice
+from heap_compiler.durations import (
+    collected,
+    duration_quantiles,
+    each_of,
+    interval,
+    joined_durations,
+    quantile,
+    seconds,
+)
 from heap_compiler.errors import HeapError, nearest
+from heap_compiler.passes.choose_strategy import choose_counting
 from heap_compiler.passes.disjoint_steps import disjoint
 from heap_compiler.predicates import property_text
 from heap_compiler.ranges import TimeRange, window
 from heap_compiler.scan import EVENT_ORDER, distinct_events, scans
+from heap_compiler.sequence import counted
 from heap_compiler.sql import (
     FALSE,
     any_of,
@@ -40,6 +50,7 @@ from heap_compiler.sql import (
     union_all,
     with_ctes,
 )
+from heap_compiler.strategies.kernels import SLICE, Reads, kernel_column, kernel_query, microseconds
 
 __all__ = ["ANALYSIS", "PathsPlan"]
 
@@ -72,6 +83,7 @@ class PathsPlan:
     steps: int
     top: int | None
     users: exp.Query | None
+    choice: Choice
 
     @property
     def backward(self) -> bool:
@@ -91,6 +103,7 @@ def bind_paths(statement: syntax.AnalysisStatement, binder: Binder) -> PathsPlan
         if of.of_user:
             raise HeapError("a property of the user leads nowhere", of.span, "paths go by a property of the event")
         events, value = (binder.event(event),), property_text(of, of_user=False)
+    events = tuple(counted(event, binder.catalog) for event in events)
     steps, within, top = binder.clause(syntax.Steps), binder.clause(syntax.Within), binder.clause(syntax.Top)
     if steps is not None and steps.count > _MAX_STEPS:
         raise HeapError(f"paths are followed for {_MAX_STEPS} steps at most", steps.span)
@@ -105,6 +118,7 @@ def bind_paths(statement: syntax.AnalysisStatement, binder: Binder) -> PathsPlan
         steps=_DEFAULT_STEPS if steps is None else steps.count,
         top=None if top is None else top.count,
         users=binder.users,
+        choice=choose_counting(events, binder.catalog, known=top is None),
     )
 
 
@@ -138,10 +152,14 @@ def lower_paths(plan: PathsPlan) -> exp.Query:
     ctes: list[tuple[str, exp.Query]] = []
     if plan.top is not None:
         ctes += [("places", _places(plan)), ("top_nodes", _top_nodes(plan.top))]
-    ctes.append(("transitions", _transitions(plan)))
+    if plan.choice.vector:
+        ctes.append(("kernel", _kernel(plan)))
+    ctes.append(("transitions", _transitions_by_kernels() if plan.choice.vector else _transitions(plan)))
     source, target = _shown(plan, column("source"), column("target"))
     half = quantile("0.5", column("seconds"))
-    median = exp.Subquery(this=select([half], each_of(column("seconds", "transitions"), "seconds")))
+    median: exp.Expr = exp.Subquery(this=select([half], each_of(column("seconds", "transitions"), "seconds")))
+    if plan.choice.vector:
+        median = duration_quantiles(column("seconds", "transitions"), "0.5")
     step = exp.Ordered(this=column("step"), desc=plan.backward)
     most = [exp.Ordered(this=column(name), desc=True, nulls_first=False) for name in ("users", "paths")]
     query = select(
@@ -157,6 +175,39 @@ def lower_paths(plan: PathsPlan) -> exp.Query:
         order_by=[step, *most, column("source"), column("target")],
     )
     return with_ctes(query, ctes)
+
+
+def _kernel(plan: PathsPlan) -> exp.Select:
+    """Per shard, step, source and target a row `totals` of type heap._kernel_totals."""
+    reads = Reads(plan.schema)
+    values, extra = ({}, []) if plan.node is None else ({"node": plan.node}, [is_set(plan.node.copy())])
+    specification = {
+        "schema": plan.schema,
+        "events": [
+            reads.selection(event, plan.read, alias, shards=plan.choice.shards, values=values, extra=extra)
+            for alias, event in zip(paths_sources(plan), plan.events, strict=True)
+        ],
+        "nodes": [event.name for event in plan.events] if plan.node is None else None,
+        "path": {"gap": microseconds(plan.gap), "start": plan.start, "end": plan.end, "steps": plan.steps},
+        **reads.population((), plan.users),
+        "slice": SLICE,
+    }
+    return kernel_query("heap._paths_kernel", specification, reads)
+
+
+def _transitions_by_kernels() -> exp.Select:
+    """What `_transitions` gives, from kernels, with microseconds as bytes instead of an array of seconds."""
+    keys = [
+        named(kernel_column("bucket"), "step"),
+        named(kernel_column("group_values", 1), "source"),
+        named(kernel_column("group_values", 2), "target"),
+    ]
+    counts = [
+        named(cast(exp.Sum(this=kernel_column("counts", index)), "bigint"), name)
+        for index, name in enumerate(("users", "paths"), start=1)
+    ]
+    durations = named(joined_durations(kernel_column("durations")), "seconds")
+    return select([*keys, *counts, durations], "kernel", group_by=[column(key.alias) for key in keys])
 
 
 def _shown(plan: PathsPlan, source: exp.Expr, target: exp.Expr) -> tuple[exp.Expr, exp.Expr]:
@@ -380,4 +431,5 @@ ANALYSIS = Analysis(
     bind=bind_paths,
     lower=lower_paths,
     sources=paths_sources,
+    strategy=lambda plan: plan.choice.strategy,
 )

@@ -49,7 +49,7 @@ from heap_compiler.sql import (
     with_ctes,
 )
 from heap_compiler.strategies import kernel_totals
-from heap_compiler.strategies.vector import kernel_column
+from heap_compiler.strategies.kernels import kernel_column
 
 __all__ = ["ANALYSIS", "TimePlan"]
 

@@ -3,11 +3,14 @@ looking up only users who took an earlier, much rarer step."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
+from heap_compiler.bound import BoundEvent, Choice
+from heap_compiler.catalog import Catalog, Strategy
 from heap_compiler.sequence import Sequence, SequenceStep
 
-__all__ = ["KERNEL_COST", "PROBE_COST", "choose_strategy"]
+__all__ = ["COUNTING_COST", "KERNEL_COST", "PROBE_COST", "choose_counting", "choose_strategy"]
 
 PROBE_COST = 15
 """Looking up one user costs about as much as reading this many events in index order: 5.5 us against 0.6 us measured
@@ -17,25 +20,43 @@ KERNEL_COST = 500
 """Calling the kernel of one shard costs about as much as merging this many events in SQL."""
 
 
+COUNTING_COST = 100
+"""The same for a kernel that counts users by bucket: SQL takes longer there, and plans as long."""
+
+
 def choose_strategy(sequence: Sequence) -> Sequence:
     """Says whether kernels serve the sequence, and what each step is driven by where SQL does."""
-    vector, reason = _for_kernels(sequence)
+    sizes = [step.matching_events for step in sequence.steps]
+    cost = KERNEL_COST * sequence.shards
+    vector, reason = _for_kernels(sizes, sequence.shards, sequence.asked, cost, known=sequence.is_linear)
     return replace(_with_drivers(sequence), vector=vector, reason=reason)
 
 
-def _for_kernels(sequence: Sequence) -> tuple[bool, str]:
-    """Whether kernels are there, know every rule of the chain, and have enough to do, or nobody knows; and why."""
-    if not sequence.is_linear:
+def choose_counting(events: Iterable[BoundEvent], catalog: Catalog, *, known: bool = True) -> Choice:
+    """Says whether kernels count what is not a sequence.
+
+    Args:
+        events: what is read, with numbers of matching events.
+        known: whether kernels know all that is asked.
+    """
+    sizes = [event.matching_events for event in events]
+    cost = COUNTING_COST * catalog.shards
+    vector, reason = _for_kernels(sizes, catalog.shards, catalog.strategy, cost, known=known)
+    return Choice(vector, reason, catalog.shards)
+
+
+def _for_kernels(sizes: list[int | None], shards: int, asked: Strategy, cost: int, *, known: bool) -> tuple[bool, str]:
+    """Whether kernels are there, know every rule, and have more than `cost` events, or nobody knows; and why."""
+    if not known:
         return False, "kernels know no such rule"
-    if not sequence.shards:
+    if not shards:
         return False, "kernels cannot run here"
-    if sequence.asked != "auto":
-        return sequence.asked == "vector", "asked for by heap.strategy"
-    sizes = [step.matching_events for step in sequence.steps]
+    if asked != "auto":
+        return asked == "vector", "asked for by heap.strategy"
     if None in sizes:
         return True, "events that nobody has counted"
-    known = sum(size for size in sizes if size is not None)
-    return known > KERNEL_COST * sequence.shards, f"about {known:,} matching events"
+    matching = sum(size for size in sizes if size is not None)
+    return matching > cost, f"about {matching:,} matching events"
 
 
 def _with_drivers(sequence: Sequence) -> Sequence:

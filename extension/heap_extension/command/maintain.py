@@ -30,7 +30,7 @@ def maintain(
         console = Console(stderr=True, highlight=False)
 
         def report(line: str) -> None:
-            if verbose or not once or line.startswith("failed"):
+            if verbose or not once or line.startswith(("failed", "waiting")):
                 console.print(line, markup=False, soft_wrap=True)
 
         if not once:

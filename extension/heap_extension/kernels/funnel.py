@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple, TypedDict
 
 import numpy as np
 
 from heap_extension.kernels.chains import Chains, Reached, blocks, continued, entered, furthest
-from heap_extension.kernels.events import Events, Int64, changes
-from heap_extension.kernels.shard import NULL, Between, Database, Query, Selection, Shard, Users
+from heap_extension.kernels.events import Int64, changes
+from heap_extension.kernels.population import Coded, Population, PopulationAsked
+from heap_extension.kernels.shard import Between, Database, Selection, Shard, Users
 
 __all__ = ["Totals", "funnel"]
 
 _MAX_PROBED = 20_000
 """More users than this are not looked up one by one: their ids would make too long a condition."""
-
-_SHARE_OF_UNKNOWN = 8
-"""A step of which nobody knows the size is taken for this part of all events."""
 
 
 class _Step(TypedDict):
@@ -28,7 +26,7 @@ class _Step(TypedDict):
     within: int | None
 
 
-class _Specification(TypedDict):
+class _Specification(PopulationAsked):
     """What `heap_compiler.strategies.vector` asks for. Durations are microseconds, instants microseconds since 2000.
 
     Attributes:
@@ -37,11 +35,7 @@ class _Specification(TypedDict):
         window: from a chain's first event to its last.
         now: chains that began less than a window before may still go on.
         buckets: the first instants of the buckets of the entries; none without buckets.
-        group_keys: the columns of the groups, `group_1`, ...
-        group_step: index of the step whose events have as their values those that are not of a user.
-        group_of_user: a read of user_id and those that are values of a user; None when there are none.
-        user_keys: which these are.
-        users: a read of the user_id of those that count; None for all.
+        group_step: index of the step whose events have the groups.
         slice: how many rows of a step are in memory at once, about.
         probe_cost: looking up one user costs about as much as reading this many events.
     """
@@ -51,11 +45,7 @@ class _Specification(TypedDict):
     window: int
     now: int
     buckets: list[int]
-    group_keys: list[str]
     group_step: int
-    group_of_user: Query | None
-    user_keys: list[str]
-    users: Query | None
     slice: int
     probe_cost: int
 
@@ -78,11 +68,8 @@ class Totals(NamedTuple):
     durations: list[bytes]
 
 
-class _Coded(NamedTuple):
-    """Texts as numbers: `labels[codes[i]]` is the text at i."""
-
-    codes: Int64
-    labels: list[bytes]
+_Cell = tuple[int | None, tuple[str | None, ...] | None]
+"""A bucket and the values of a group; None where there are none."""
 
 
 def funnel(database: Database, relation: int, specification: str) -> list[Totals]:
@@ -94,7 +81,7 @@ def funnel(database: Database, relation: int, specification: str) -> list[Totals
         specification: JSON of `_Specification`.
     """
     asked: _Specification = json.loads(specification)
-    found: dict[tuple[int | None, tuple[bytes, ...]], Totals] = {}
+    found: dict[_Cell, Totals] = {}
     for chains, groups in _Funnel(Shard(database, relation, asked["schema"]), asked).chains():
         for key, totals in _counted(asked, chains, groups):
             found[key] = totals if key not in found else _added(found[key], totals)
@@ -107,23 +94,12 @@ class _Funnel:
     def __init__(self, shard: Shard, asked: _Specification) -> None:
         self._shard = shard
         self._asked = asked
-        self._event_keys = [key for key in asked["group_keys"] if key not in asked["user_keys"]]
-        self._users: Int64 | None = None
-        if asked["users"] is not None:
-            users, _ = shard.read(asked["users"])
-            self._users = np.unique(users)
-        self._grouped_users: Int64 = np.zeros(0, np.int64)
-        self._user_values: dict[str, list[bytes]] = {}
-        if asked["group_of_user"] is not None:
-            self._grouped_users, values = shard.read(asked["group_of_user"], asked["user_keys"])
-            self._user_values = dict(zip(asked["user_keys"], values, strict=True))
+        self._population = Population(shard, asked)
 
-    def chains(self) -> Iterator[tuple[Chains, list[_Coded]]]:
+    def chains(self) -> Iterator[tuple[Chains, Coded | None]]:
         """Every user's chain with its group, by slices of users that fit into memory."""
-        for users in self._slices():
-            first = self._shard.events(self._asked["steps"][0]["events"], users)
-            if self._users is not None:
-                first = first.at(np.flatnonzero(np.isin(first.users, self._users)))
+        for users in self._shard.slices_of([step["events"] for step in self._asked["steps"]], self._asked["slice"]):
+            first = self._population.members(self._shard.events(self._asked["steps"][0]["events"], users))
             for events, line in blocks(first, self._asked["window"]):
                 whole = len(events.users) == len(first.users)
                 near = users if whole else Between(int(line.users[0]), int(line.users[-1]))
@@ -132,16 +108,8 @@ class _Funnel:
                     more = self._shard.events(step["events"], self._of_few(step["events"], steps[-1], near))
                     steps.append(continued(steps[-1], more, self._asked["window"], step["within"]))
                 chains = furthest(steps)
-                yield chains, self._groups(chains, steps[self._asked["group_step"]].events)
-
-    def _slices(self) -> list[Users | None]:
-        """Users, such that there are about `slice` events of each step of theirs."""
-        steps = [step["events"] for step in self._asked["steps"]]
-        sizes = [step["size"] for step in steps]
-        unknown = self._shard.known_events() // _SHARE_OF_UNKNOWN if None in sizes else 0
-        known = [unknown if size is None else size for size in sizes]
-        count = -(-max(known) // self._asked["slice"])
-        return [None] if count < 2 else list(self._shard.slices(steps[known.index(max(known))], count))
+                at = self._asked["group_step"]
+                yield chains, self._population.groups(chains.users, steps[at].events.values, chains.sources[at])
 
     def _of_few(self, events: Selection, reached: Reached, users: Users | None) -> Users | None:
         """The users still on their way when they are few enough to be looked up; else `users`."""
@@ -150,35 +118,11 @@ class _Funnel:
         most = 0 if events["size"] is None else min(events["size"] // self._asked["probe_cost"], _MAX_PROBED)
         return on_their_way if len(on_their_way) <= most else users
 
-    def _groups(self, chains: Chains, events: Events) -> list[_Coded]:
-        """The value of each group key per chain: of its event, one of these, or of its user."""
-        of_events = dict(zip(self._event_keys, events.values, strict=True))
-        at_event = chains.sources[self._asked["group_step"]]
-        at_user = np.searchsorted(self._grouped_users, chains.users)
-        at_user[at_user == len(self._grouped_users)] = -1
-        if len(self._grouped_users):
-            at_user[self._grouped_users[at_user] != chains.users] = -1
-        return [
-            _coded(of_events[key], at_event) if key in of_events else _coded(self._user_values[key], at_user)
-            for key in self._asked["group_keys"]
-        ]
 
-
-def _coded(texts: Sequence[bytes], positions: Int64) -> _Coded:
-    """The texts at the positions; null at -1."""
-    index: dict[bytes, int] = {}
-    codes = (index.setdefault(NULL if at < 0 else texts[at], len(index)) for at in positions.tolist())
-    return _Coded(np.fromiter(codes, np.int64, len(positions)), list(index))
-
-
-def _counted(
-    asked: _Specification, chains: Chains, groups: list[_Coded]
-) -> Iterator[tuple[tuple[int | None, tuple[bytes, ...]], Totals]]:
+def _counted(asked: _Specification, chains: Chains, groups: Coded | None) -> Iterator[tuple[_Cell, Totals]]:
     """The totals per bucket and group."""
     buckets = np.searchsorted(np.array(asked["buckets"], np.int64), chains.times[0], side="right")
-    combined = buckets
-    for group in groups:
-        combined = combined * len(group.labels) + group.codes
+    combined = buckets if groups is None else buckets * len(groups.labels) + groups.codes
     _, firsts, places = np.unique(combined, return_index=True, return_inverse=True)
     size, steps = len(firsts), len(asked["steps"])
     users = [np.bincount(places[chains.levels > step], minlength=size).tolist() for step in range(steps)]
@@ -189,13 +133,12 @@ def _counted(
     durations = [_durations(chains, step, places, size) for step in range(1, steps)]
     for place, first in enumerate(firsts.tolist()):
         bucket = int(buckets[first]) if asked["buckets"] else None
-        key = tuple(group.labels[group.codes[first]] for group in groups)
-        shown = [None if value == NULL else value.decode() for value in key] if groups else None
+        group = None if groups is None else groups.labels[groups.codes[first]]
         yield (
-            (bucket, key),
+            (bucket, group),
             Totals(
                 bucket,
-                shown,
+                None if group is None else list(group),
                 [counts[place] for counts in users],
                 [*(counts[place] for counts in immature), 0],
                 [b"", *(pieces[place] for pieces in durations)],

@@ -91,6 +91,12 @@ Users = Between | Int64
 _LEAST, _GREATEST = -(2**63), 2**63 - 1
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
+_SHARE_OF_UNKNOWN = 8
+"""A selection of which nobody knows the size is taken for this part of all events, unless it has no condition."""
+
+_SAMPLE = 20_000
+"""Events whose users are looked at to cut all users into slices."""
+
 _USER, _TIME, _ID = (
     "pg_catalog.int8send(user_id)", "pg_catalog.timestamptz_send(time)", "pg_catalog.int8send(event_id)"
 )  # fmt: skip
@@ -225,20 +231,20 @@ class Shard:
         )
         return int(row["events"])
 
-    def slices(self, selection: Selection, count: int) -> list[Between]:
-        """At most so many ranges that all users are in, with about as many events of the selection in each."""
-        times = _times(selection)
-        rows = " UNION ALL ".join(
-            f"({self._select(self._everything(), scan, [], times)})" for scan in selection["scans"]
-        )
-        tiles = (
-            f"SELECT user_id, pg_catalog.ntile({int(count)}) OVER (ORDER BY user_id) AS tile FROM ({rows}) AS matching"
-        )
-        (begins,), _ = self._columns(
-            f"SELECT min(user_id) AS user_id FROM ({tiles}) AS tiles GROUP BY tile", [_USER], times
-        )
-        begins = np.unique(begins)[1:]
-        bounds = [_LEAST, *begins.tolist(), _GREATEST + 1]
+    def slices_of(self, selections: Sequence[Selection], size: int) -> list[Users | None]:
+        """Users, such that there are about `size` events of each selection of theirs; None for everybody."""
+        every = self.known_events() if any(selection["size"] is None for selection in selections) else 0
+        count = -(-max(_known_size(selection, every) for selection in selections) // size)
+        return [None] if count < 2 else list(self._ranges(count))
+
+    def _ranges(self, count: int) -> list[Between]:
+        """At most so many ranges that all users are in, with about as many events in each: of a sample, as many."""
+        share = min(100.0, 100 * _SAMPLE / max(self.known_events(), 1))
+        sampled = f"SELECT user_id FROM {self._table('events')} TABLESAMPLE SYSTEM ($1)"
+        (users,), _ = self._columns(sampled, [_USER], [_Parameter("float4", share)])
+        users.sort()
+        begins = np.unique(users[np.arange(1, count) * len(users) // count]) if len(users) else users
+        bounds = [_LEAST, *begins[begins > _LEAST].tolist(), _GREATEST + 1]
         return [Between(first, behind - 1) for first, behind in pairwise(bounds)]
 
     def read(self, query: Query, texts: Sequence[str] = ()) -> tuple[Int64, list[list[bytes]]]:
@@ -398,6 +404,13 @@ class Shard:
         if len(found) != 1:
             raise LookupError(f"no shard of {table} beside {self._own_name}")
         return int(found[0]["shard"])
+
+
+def _known_size(selection: Selection, every: int) -> int:
+    """About how many events a selection has, of `every` there is."""
+    if selection["size"] is not None:
+        return selection["size"]
+    return every if any(scan["where"] == ["TRUE"] for scan in selection["scans"]) else every // _SHARE_OF_UNKNOWN
 
 
 def _times(selection: Selection) -> list[_Parameter]:

@@ -257,7 +257,10 @@ class Maintainer:
             try:
                 if sweeps:
                     self._merges[app].merge_late_users()
+                waited_for = self._merges[app].waits_for
                 merged = self._merges[app].advance()
+                if (waits_for := self._merges[app].waits_for) not in {None, waited_for}:
+                    self.report(f"waiting: merges of users of {app} wait for {waits_for}")
             except psycopg.Error as error:
                 if leader.closed:
                     raise

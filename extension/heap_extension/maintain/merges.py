@@ -86,6 +86,8 @@ class UserMerges:
         self.app = app
         self.leader = leader
         self.patience = patience
+        self.waits_for: str | None = None
+        """Whose open transaction holds up the merges, for people to read."""
         self._began: dict[tuple[int, bool], datetime] = {}
         """When what the catalog says was first seen: batch, moved or not."""
         self._copies_seen: int | None = None
@@ -198,20 +200,26 @@ class UserMerges:
             assert row is not None
             self._began = {state: row[0]}
         deadline = time.monotonic() + self.patience.total_seconds()
-        while self._is_any_older(self._began[state]):
+        while (oldest := self._oldest(self._began[state])) is not None:
             if time.monotonic() > deadline:
+                self.waits_for = oldest
                 return False
             time.sleep(0.01)
+        self.waits_for = None
         return True
 
-    def _is_any_older(self, than: datetime) -> bool:
+    def _oldest(self, than: datetime) -> str | None:
+        """The oldest of the transactions that are older, in words."""
         row = self.leader.execute(
-            "SELECT FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'"
+            "SELECT format('process %%s of %%s, %%s, whose transaction has been open since %%s', pid, usename, state,"
+            " date_trunc('second', xact_start))"
+            " FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'"
             " AND pid <> pg_backend_pid() AND application_name <> %s AND xact_start < %s"
-            " AND has_schema_privilege(usesysid, to_regnamespace(quote_ident(%s)), 'USAGE') LIMIT 1",
+            " AND has_schema_privilege(usesysid, to_regnamespace(quote_ident(%s)), 'USAGE')"
+            " ORDER BY xact_start LIMIT 1",
             (APPLICATION, than, self.app),
         ).fetchone()
-        return row is not None
+        return None if row is None else str(row[0])
 
     def _copy(self, work: psycopg.Connection[Any], batch: _Batch) -> None:
         """Copies all there is, in transactions of a bounded number of events."""

@@ -12,12 +12,13 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from heap_ingest.capture.body import InFlight
+from heap_ingest.log import ProducerRecord
 
 __all__ = ["Acknowledger", "NotAcknowledgedError", "producer_settings"]
 
 _SILENT = logging.getLogger("heap_ingest.kafka")
-_PAUSE = 0.001
-"""Seconds between looks for acknowledgements while some are awaited: far below what Kafka takes for one."""
+_PAUSE = 0.002
+"""Seconds between looks for acknowledgements while some are awaited: well below what Kafka takes for one."""
 _IDLE = 0.25
 _OVERHEAD = 256
 """Bytes that Kafka's client and Python keep beside a message's own, about."""
@@ -34,7 +35,7 @@ def producer_settings(bootstrap_servers: str, timeout: float) -> dict[str, Any]:
         "client.id": "heap-capture",
         "acks": "all",
         "enable.idempotence": True,
-        "linger.ms": 5,
+        "linger.ms": 10,
         "compression.type": "zstd",
         "message.timeout.ms": int(timeout * 1000),
         "socket.keepalive.enable": True,
@@ -84,6 +85,7 @@ class Acknowledger:
     Attributes:
         brokers_up: to how many brokers there is a connection, as of about a second ago.
         queued_bytes: what Kafka's client holds, likewise.
+        partitions: of the topic, likewise; None until something was sent.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Acknowledger:
         self.timeout = timeout
         self.brokers_up = 0
         self.queued_bytes = 0
+        self.partitions: int | None = None
         self._in_flight = in_flight
         self._config = {
             **producer_settings(bootstrap_servers, timeout),
@@ -125,8 +128,8 @@ class Acknowledger:
             self._poller.cancel()
         self._producer.flush(1)
 
-    async def send(self, records: Sequence[tuple[bytes, bytes]]) -> None:
-        """Sends keys and values, and returns when all are acknowledged.
+    async def send(self, records: Sequence[ProducerRecord]) -> None:
+        """Sends records, and returns when all are acknowledged.
 
         Raises:
             BodyRefusedError: this process holds too much already; nothing was sent.
@@ -134,15 +137,15 @@ class Acknowledger:
         """
         if self._fatal:
             self._renew()
-        size = sum(len(value) for _, value in records) + _OVERHEAD * len(records)
+        size = sum(len(record.value) for record in records) + _OVERHEAD * len(records)
         self._in_flight.add(size)
         batch = _Batch(len(records), size, asyncio.get_running_loop().create_future(), self._done)
         self._waiting += 1
         self._work.set()
         produce, topic, unsent = self._producer.produce, self.topic, len(records)
         try:
-            for key, value in records:
-                produce(topic, value, key, on_delivery=batch)
+            for key, value, partition in records:
+                produce(topic, value, key, partition, on_delivery=batch)
                 unsent -= 1
         except (BufferError, KafkaException) as error:
             first = error.args[0]
@@ -198,3 +201,5 @@ class Acknowledger:
             broker["state"] == "UP" and broker["nodeid"] >= 0 for broker in state.get("brokers", {}).values()
         )
         self.queued_bytes = state.get("msg_size", 0)
+        if (topic := state.get("topics", {}).get(self.topic)) is not None:
+            self.partitions = sum(int(number) >= 0 for number in topic["partitions"]) or None

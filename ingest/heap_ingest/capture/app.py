@@ -28,6 +28,7 @@ from heap_ingest.capture.body import BodyRefusedError, Held, InFlight, Receive, 
 from heap_ingest.capture.limits import Limits
 from heap_ingest.capture.metrics import Metrics
 from heap_ingest.capture.openapi import openapi_document
+from heap_ingest.capture.pack import pack_events
 from heap_ingest.capture.parse import (
     COLUMNS,
     Body,
@@ -277,13 +278,17 @@ class CaptureApp:
             metrics.rejected.labels(key.app).inc(len(parsed.rejected))
         if parsed.redacted:
             metrics.redacted.labels(key.app).inc(parsed.redacted)
-        if not parsed.records and parsed.rejected:
+        accepted = parsed.items - len(parsed.rejected)
+        if not accepted and parsed.rejected:
             return _Answer(400, _result(0, parsed.rejected, origin, "nothing of it can be taken"))
-        if parsed.records:
-            await self.acknowledger.send(parsed.records)
-            metrics.messages.labels(key.app, request.path.strip("/")).inc(len(parsed.records))
+        if accepted:
+            partitions, message_bytes = self.acknowledger.partitions, self.limits.message_bytes
+            records = [*pack_events(parsed.events, origin, partitions, message_bytes), *parsed.records]
+            await self.acknowledger.send(records)
+            metrics.accepted.labels(key.app, request.path.strip("/")).inc(accepted)
+            metrics.messages.labels(key.app).inc(len(records))
             metrics.acknowledged.observe(time.monotonic() - started)
-        return _Answer(200, _result(parsed.items - len(parsed.rejected), parsed.rejected, origin))
+        return _Answer(200, _result(accepted, parsed.rejected, origin))
 
     async def _pixel(self, request: _Request, _receive: Receive) -> _Answer:
         """An event in the query of an image: what is neither id nor column and looks like a number is one."""

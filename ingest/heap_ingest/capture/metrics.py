@@ -19,9 +19,13 @@ class Metrics:
         own = CollectorRegistry()
         self._registry = own
         self.requests = Counter("heap_capture_requests", "Requests answered", ["route", "status"], registry=own)
-        self.messages = Counter(
-            "heap_capture_messages", "Messages acknowledged by Kafka", ["app", "kind"], registry=own
+        self.accepted = Counter(
+            "heap_capture_accepted", "Events and other items acknowledged by Kafka", ["app", "kind"], registry=own
         )
+        self.messages = Counter(
+            "heap_capture_messages", "Messages acknowledged by Kafka; one may hold several events", ["app"],
+            registry=own,
+        )  # fmt: skip
         self.rejected = Counter(
             "heap_capture_rejected", "Events and other items of batches that were not taken", ["app"], registry=own
         )

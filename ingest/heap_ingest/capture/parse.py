@@ -22,7 +22,8 @@ from heap_compiler.schema import EVENT_COLUMNS
 from heap_extension.values import RefusedValueError, id_number, stored_json, stored_text, time_instant, user_number
 from heap_ingest.capture.limits import Limits
 from heap_ingest.capture.redact import is_card, is_dropped, is_of_page, redact_event
-from heap_ingest.messages import EventMessage, IdentifyMessage, Message, UserMessage, encode, message_key
+from heap_ingest.log import ProducerRecord
+from heap_ingest.messages import Event, EventMessage, IdentifyMessage, Message, UserMessage, encode, message_key
 
 __all__ = [
     "COLUMNS",
@@ -42,6 +43,7 @@ COLUMNS = frozenset(EVENT_COLUMNS) - {"user_id", "time", "event_id", "session_id
 """Fields of an event that are columns of its table; a field that is none is kept in its properties."""
 
 _ENVELOPE = ("write_key", "sent_at", "clock_offset")
+_SMALLEST, _LARGEST = -(2**63), 2**63 - 1
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 _RANK_SHIFT = 43
 
@@ -78,11 +80,20 @@ class Origin:
 
 @dataclass(slots=True)
 class Parsed:
-    """A request's messages, encoded, each with its key; what was not taken of so many items; fields taken out."""
+    """What a request says, ready for the log.
 
-    records: list[tuple[bytes, bytes]]
-    rejected: list[Rejection]
+    Attributes:
+        items: in the request, those rejected among them.
+        rejected: what is not taken.
+        events: users, and what each did as an encoded `Event`.
+        records: all other messages.
+        redacted: fields taken out.
+    """
+
     items: int
+    rejected: list[Rejection] = field(default_factory=list)
+    events: list[tuple[int, bytes]] = field(default_factory=list)
+    records: list[ProducerRecord] = field(default_factory=list)
     redacted: int = 0
 
 
@@ -227,7 +238,7 @@ def parse_items(kind: type[Message], body: Body, origin: Origin, limits: Limits)
         kind: what its items are.
     """
     reader = _READERS[kind](origin, limits)
-    parsed = Parsed([], [], len(body.items))
+    parsed = Parsed(len(body.items))
     for index, item in enumerate(body.items):
         try:
             if type(item) is not _Event:
@@ -242,7 +253,10 @@ def parse_items(kind: type[Message], body: Body, origin: Origin, limits: Limits)
                 reader.check_texts(message)
                 if len(value) > limits.message_bytes:
                     raise RefusedError(f"{len(value):,} bytes; at most {limits.message_bytes:,} are taken")
-            parsed.records.append((message_key(message), value))
+            if isinstance(message, Event):
+                parsed.events.append((message.user_id, value))
+            else:
+                parsed.records.append(ProducerRecord(message_key(message.app, message.user_id), value))
         except (RefusedError, RefusedValueError) as error:
             parsed.rejected.append(Rejection(index, str(error)))
     parsed.redacted = reader.redacted
@@ -260,19 +274,20 @@ class _Reader:
         self.origin = origin
         self.limits = limits
         self.redacted = 0
+        self._correction = origin.correction
         self._latest = origin.received_at + timedelta(seconds=limits.ahead)
 
-    def message(self, item: Any) -> Message:
+    def message(self, item: Any) -> Event | UserMessage | IdentifyMessage:
         """Raises RefusedError or RefusedValueError: the item cannot be taken."""
         raise NotImplementedError
 
-    def check_texts(self, message: Message) -> None:
+    def check_texts(self, message: Event | UserMessage | IdentifyMessage) -> None:
         """Raises RefusedError: a text of a message that is not small is too long."""
 
     def user(self, user: Any, anonymous: Any) -> int:
         if user is None or user == "":
             user = anonymous
-        if type(user) is int and -(2**63) <= user < 2**63:
+        if type(user) is int and _SMALLEST <= user <= _LARGEST:
             return user
         if type(user) is str:
             if len(user) > self.limits.name_length:
@@ -287,7 +302,9 @@ class _Reader:
         if value is None:
             return self.origin.received_at
         try:
-            time = _instant(value) + self.origin.correction
+            time = _instant(value)
+            if self._correction:
+                time += self._correction
             if time > self._latest:
                 raise RefusedError(f"time: {time:%Y-%m-%d %H:%M} UTC is in the future")
         except (RefusedValueError, OverflowError):
@@ -353,47 +370,40 @@ class _EventReader(_Reader):
         super().__init__(origin, limits)
         self._ranks: defaultdict[tuple[int, datetime], int] = defaultdict(int)
 
-    def message(self, item: Any) -> EventMessage:
+    def message(self, item: Any) -> Event:
         event = item if type(item) is _Event else _typed(item)
         limits = self.limits
         event_type, given_time, properties = event.type, event.time, event.properties
         if event_type is None or not 0 < len(event_type) <= limits.name_length:
             raise RefusedError(f"type: a text of 1 to {limits.name_length} characters is expected")
-        user_id = self.user(event.user_id, event.anonymous_id)
+        user_id = event.user_id
+        if type(user_id) is not int or not _SMALLEST <= user_id <= _LARGEST:
+            user_id = self.user(user_id, event.anonymous_id)
         time = self.time(given_time)
-        session_id = self._id("session", event.session_id)
-        event_id = self._id("event", event.event_id)
+        session_id, event_id = event.session_id, event.event_id
+        if session_id is not None:
+            session_id = self._id("session", session_id)
+        if event_id is not None:
+            event_id = self._id("event", event_id)
         if event_id is not None and given_time is None:
             raise RefusedError("time: an event with an event_id needs one, since both together identify it")
         if properties is None:
             properties = {}
-        if event.anonymous_id is not None and event.user_id not in (None, ""):
-            properties.setdefault("anonymous_id", event.anonymous_id)
+        if event.anonymous_id is not None:
+            if event.user_id not in (None, ""):
+                properties.setdefault("anonymous_id", event.anonymous_id)
+            event.anonymous_id = None
         # Without these, the event is its columns.
-        event.type = event.time = event.properties = event.user_id = event.anonymous_id = None
-        event.session_id = event.event_id = None
+        event.type = event.time = event.properties = event.user_id = event.session_id = event.event_id = None
         self.redacted += redact_event(event)
         if properties:
             self.properties("properties", properties, is_of_page(event_type, event.target_tag))
         if event_id is None:
             event_id = self._made_id(user_id, time, event_type, session_id, event, properties)
-        origin = self.origin
-        return EventMessage(
-            origin.app,
-            user_id,
-            time,
-            origin.received_at,
-            event_id,
-            event_type,
-            session_id,
-            event,
-            properties,
-            origin.ip,
-            origin.user_agent,
-        )
+        return Event(user_id, time, event_id, event_type, session_id, event, properties)
 
-    def check_texts(self, message: Message) -> None:
-        assert isinstance(message, EventMessage)
+    def check_texts(self, message: Event | UserMessage | IdentifyMessage) -> None:
+        assert isinstance(message, Event)
         for name in COLUMNS:
             text = getattr(message.columns, name)
             if text is not None and len(text) > self.limits.text_length:
@@ -401,7 +411,7 @@ class _EventReader(_Reader):
 
     def _id(self, what: str, value: Any) -> int | None:
         if type(value) is int:
-            return value if -(2**63) <= value < 2**63 else id_number(value, what)
+            return value if _SMALLEST <= value <= _LARGEST else id_number(value, what)
         if value is None or value == "":
             return None
         if type(value) is str and len(value) <= self.limits.name_length:

@@ -31,4 +31,5 @@ ANALYSIS = Analysis(
     bind=bind_retention,
     lower=lower_retention,
     sources=retention_sources,
+    strategy=lambda plan: plan.choice.strategy,
 )  # fmt: skip

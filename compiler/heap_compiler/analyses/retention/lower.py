@@ -29,6 +29,8 @@ from heap_compiler.sql import (
     union_all,
     with_ctes,
 )
+from heap_compiler.strategies.counting import counting_kernel
+from heap_compiler.strategies.kernels import kernel_column, microseconds
 
 __all__ = ["lower_retention", "retention_sources"]
 
@@ -38,6 +40,8 @@ def lower_retention(plan: RetentionPlan) -> exp.Query:
     ctes: list[tuple[str, exp.Query]] = [
         ("started", _started(plan)), ("returned", _returned(plan)), ("kept", _kept(plan)), ("counted", _counted(plan))
     ]  # fmt: skip
+    if plan.choice.vector:
+        ctes = [("kernel", _kernel(plan)), ("counted", _counted_by_kernels(plan))]
     counted, joins = "counted", [join(_periods(plan), kind="CROSS")]
     groups: exp.Expr = cast(exp.Null(), "text[]")
     if plan.top is not None:
@@ -247,6 +251,49 @@ def _counted(plan: RetentionPlan) -> exp.Query:
     keys = ["bucket", *(["group_values"] if plan.group_keys else []), "period"]
     return select(
         [*(column(key) for key in keys), named(exp.Count(this=exp.Star()), "users")],
+        subquery(rows, "followed"),
+        group_by=[column(key) for key in keys],
+    )
+
+
+def _kernel(plan: RetentionPlan) -> exp.Select:
+    events = {
+        "start_events": (plan.start, plan.entry),
+        "return_events": (plan.back, TimeRange(plan.entry.start, plan.end)),
+    }
+    follow = {
+        "firsts": [period.first for period in plan.periods],
+        "last": plan.periods[-1].last,
+        "window": None if plan.window is None else microseconds(plan.window),
+        "at_least": plan.at_least,
+        "counting": plan.counting,
+        "recurring": plan.recurring,
+    }
+    return counting_kernel(
+        "retention",
+        plan.schema,
+        events,
+        plan.bounds,
+        choice=plan.choice,
+        keys=plan.group_keys,
+        users=plan.users,
+        follow=follow,
+    )
+
+
+def _counted_by_kernels(plan: RetentionPlan) -> exp.Select:
+    """What `_counted` gives. A cohort's totals are an array: period 0 and those after it."""
+    keys = ["bucket", *(["group_values"] if plan.group_keys else []), "period"]
+    rows = select(
+        [
+            *(named(kernel_column(key), key) for key in keys[:-1]),
+            named(function("generate_series", number(0), number(len(plan.periods))), "period"),
+            named(function("unnest", kernel_column("counts")), "users"),
+        ],
+        "kernel",
+    )
+    return select(
+        [*(column(key) for key in keys), named(cast(exp.Sum(this=column("users")), "bigint"), "users")],
         subquery(rows, "followed"),
         group_by=[column(key) for key in keys],
     )

@@ -12,9 +12,11 @@ from sqlglot import exp
 
 from heap_compiler import syntax
 from heap_compiler.bind import Binder
-from heap_compiler.bound import BoundEvent, GroupKey
+from heap_compiler.bound import BoundEvent, Choice, GroupKey
 from heap_compiler.errors import HeapError
+from heap_compiler.passes.choose_strategy import choose_counting
 from heap_compiler.ranges import TimeRange, bucket_starts, elapsed_unit
+from heap_compiler.sequence import counted
 
 __all__ = ["Period", "RetentionPlan", "bind_retention"]
 
@@ -51,6 +53,7 @@ class RetentionPlan:
         users: the query of those the cohorts are made of; None means all.
         group_keys: of the start event and its user.
         top: how many groups are kept.
+        choice: whether kernels count.
     """
 
     schema: str
@@ -69,6 +72,7 @@ class RetentionPlan:
     users: exp.Query | None
     group_keys: tuple[GroupKey, ...]
     top: int | None
+    choice: Choice
 
     @property
     def has_brackets(self) -> bool:
@@ -94,10 +98,11 @@ def bind_retention(statement: syntax.AnalysisStatement, binder: Binder) -> Reten
     beyond = periods[-1].last + (1 if window is None else 3)
     starts = bucket_starts(TimeRange(over.start, last), unit, zone, span, beyond=beyond)
     begun = max(1, sum(instant <= now for instant in starts[:-1]))
+    bound = [counted(binder.event(event), binder.catalog) for event in (start, back)]
     return RetentionPlan(
         schema=binder.catalog.schema,
-        start=binder.event(start),
-        back=binder.event(back),
+        start=bound[0],
+        back=bound[1],
         entry=over,
         bounds=tuple(starts[:begun]),
         end=starts[begun],
@@ -111,6 +116,7 @@ def bind_retention(statement: syntax.AnalysisStatement, binder: Binder) -> Reten
         users=binder.users,
         group_keys=binder.group_keys,
         top=binder.top,
+        choice=choose_counting(bound, binder.catalog),
     )
 
 

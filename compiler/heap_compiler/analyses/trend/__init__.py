@@ -27,4 +27,5 @@ ANALYSIS = Analysis(
     bind=bind_trend,
     lower=lower_trend,
     sources=trend_sources,
+    strategy=lambda plan: plan.choice.strategy,
 )  # fmt: skip

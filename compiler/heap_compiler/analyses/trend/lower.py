@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import assert_never
 
@@ -25,6 +26,7 @@ from heap_compiler.sql import (
     union_all,
     with_ctes,
 )
+from heap_compiler.strategies.counting import counted_by_kernels, counting_kernel
 
 __all__ = ["lower_trend", "trend_sources"]
 
@@ -39,7 +41,10 @@ def lower_trend(plan: TrendPlan) -> exp.Query:
         size = exp.Max(this=_or_zero(first, column("value")))  # of one row per group
         ctes.append(("top_groups", top_groups(subquery(whole_range(plan, first), "whole_range"), size, plan.top)))
     for period in plan.periods:
-        ctes += [(measure.cte + period.name, measured(plan, measure, period)) for measure in plan.measures]
+        by_kernels = dict(_counted_by_kernels(plan, period, ctes))
+        for measure in plan.measures:
+            rows = by_kernels.get(measure.cte) or measured(plan, measure, period)
+            ctes.append((measure.cte + period.name, rows))
     if plan.group_keys:
         ctes.append(("shown_groups", _shown_groups(plan)))
     lines = [(series, period) for series in plan.series for period in plan.periods]
@@ -57,6 +62,31 @@ def lower_trend(plan: TrendPlan) -> exp.Query:
         order_by=[column("bucket"), column("series_number"), *group_order(plan.group_keys, values, **marks)],
     )
     return with_ctes(query, ctes)
+
+
+_COUNTS = {"count": 1, "users": 2}
+"""Which of a kernel's counts a measure is."""
+
+
+def _counted_by_kernels(
+    plan: TrendPlan, period: TrendPeriod, ctes: list[tuple[str, exp.Query]]
+) -> Iterator[tuple[str, exp.Query]]:
+    """The names of the measures that kernels count, each with what `measured` gives. Their calls go to `ctes`."""
+    for measures in plan.of_kernels:
+        name = measures[0].cte + period.name
+        call = counting_kernel(
+            "trend",
+            plan.schema,
+            {f"{name}_events": (measures[0].event, period.read)},
+            period.buckets or (period.over.start,),
+            choice=plan.choice,
+            keys=plan.group_keys,
+            users=plan.users,
+        )
+        ctes.append((f"{name}_kernel", call))
+        for measure in measures:
+            counts = {"value": _COUNTS[measure.function]}
+            yield measure.cte, counted_by_kernels("bucket_number", counts, plan.group_keys, kernel=f"{name}_kernel")
 
 
 def _shown_groups(plan: TrendPlan) -> exp.Query:
@@ -158,9 +188,11 @@ def _running(plan: TrendPlan, change: exp.Expr) -> exp.Expr:
 
 def trend_sources(plan: TrendPlan) -> dict[str, str]:
     """The names that the measures' scans have in the query."""
+    together = {measure.cte for measures in plan.of_kernels for measure in measures[1:]}
     return {
         f"{measure.cte}{total}{period.name}_events": measure.event.name
         for period in plan.periods
         for measure in plan.measures
+        if measure.cte not in together
         for total in ["", *(["_total"] if plan.with_total else [])]
     }

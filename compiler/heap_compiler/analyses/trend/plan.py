@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -13,10 +13,12 @@ from sqlglot import exp
 
 from heap_compiler import syntax
 from heap_compiler.bind import Binder
-from heap_compiler.bound import BoundEvent, GroupKey
+from heap_compiler.bound import BoundEvent, Choice, GroupKey
 from heap_compiler.errors import HeapError
+from heap_compiler.passes.choose_strategy import choose_counting
 from heap_compiler.predicates import number_of
 from heap_compiler.ranges import TimeRange, bucket_starts, is_shorter, trailing_starts
+from heap_compiler.sequence import counted
 
 __all__ = ["Formula", "Operation", "TrendMeasure", "TrendPeriod", "TrendPlan", "TrendSeries", "bind_trend"]
 
@@ -114,11 +116,31 @@ class TrendPlan:
     group_keys: tuple[GroupKey, ...]
     top: int | None
     with_total: bool
+    choice: Choice
 
     @property
     def measures(self) -> tuple[TrendMeasure, ...]:
         """Every measure of any series, once."""
         return tuple({measure.cte: measure for series in self.series for measure in series.measures}.values())
+
+    @property
+    def of_kernels(self) -> tuple[tuple[TrendMeasure, ...], ...]:
+        """The measures that kernels count, those of the same events together."""
+        return tuple(_countable(self.measures)) if self.choice.vector else ()
+
+
+def _countable(measures: Iterable[TrendMeasure]) -> Iterator[tuple[TrendMeasure, ...]]:
+    """What kernels count together: users of the same events, with their number. That alone is SQL's."""
+    by_event: list[list[TrendMeasure]] = []
+    for measure in measures:
+        if measure.function in {"count", "users"} and measure.over_users is None:
+            same = (some for some in by_event if some[0].event.alternatives == measure.event.alternatives)
+            known = next(same, None)
+            if known is None:
+                by_event.append([measure])
+            else:
+                known.append(measure)
+    return (tuple(some) for some in by_event if any(measure.function == "users" for measure in some))
 
 
 _MAX_SERIES = 50
@@ -144,6 +166,12 @@ def bind_trend(statement: syntax.AnalysisStatement, binder: Binder) -> TrendPlan
     rolling, cumulative = binder.clause(syntax.Rolling), binder.clause(syntax.Cumulative)
     if rolling is not None and cumulative is not None:
         raise HeapError("a trend is rolling or cumulative, not both", max(rolling.span, cumulative.span))
+    groups = list(_countable(measures))
+    plain = rolling is None and cumulative is None and binder.top is None and not binder.with_total
+    by_user = all(
+        key.of_user for key in binder.group_keys
+    )  # values of events are read from the table, best in no order
+    events = [group[0].event for group in groups]
     return TrendPlan(
         schema=binder.catalog.schema,
         series=series,
@@ -153,6 +181,7 @@ def bind_trend(statement: syntax.AnalysisStatement, binder: Binder) -> TrendPlan
         group_keys=binder.group_keys,
         top=binder.top,
         with_total=binder.with_total,
+        choice=choose_counting(events, binder.catalog, known=plain and by_user and bool(events)),
     )
 
 
@@ -218,4 +247,4 @@ def _formula(written: syntax.Formula, cte: str, binder: Binder, measures: list[T
 
 def _measure(written: syntax.Measure, binder: Binder) -> TrendMeasure:
     value = None if written.property is None else number_of(written.property)
-    return TrendMeasure("", written.function, binder.event(written.event), value)
+    return TrendMeasure("", written.function, counted(binder.event(written.event), binder.catalog), value)

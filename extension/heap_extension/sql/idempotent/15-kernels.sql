@@ -21,6 +21,46 @@ $python$;
 COMMENT ON FUNCTION heap._funnel_kernel(oid, json) IS
 'The totals of a funnel in one shard: that of the row of <app>.shards in the table relation. What it reads and counts is in the specification';
 
+CREATE OR REPLACE FUNCTION heap._counting_kernel(relation oid, specification json)
+RETURNS SETOF heap._kernel_totals
+LANGUAGE plpython3u
+STABLE
+STRICT
+ROWS 100
+COST 1000000
+SET search_path = pg_catalog, pg_temp
+SET standard_conforming_strings = on
+SET plan_cache_mode = force_generic_plan
+SET max_parallel_workers_per_gather = 0
+SET jit = off
+AS $python$
+@load_kernels@
+from heap_extension.kernels.counting import counting
+return counting(plpy, relation, specification)
+$python$;
+COMMENT ON FUNCTION heap._counting_kernel(oid, json) IS
+'Users and events of one shard by bucket and group, for trends, retention, lifecycle and stickiness; as heap._funnel_kernel';
+
+CREATE OR REPLACE FUNCTION heap._paths_kernel(relation oid, specification json)
+RETURNS SETOF heap._kernel_totals
+LANGUAGE plpython3u
+STABLE
+STRICT
+ROWS 100
+COST 1000000
+SET search_path = pg_catalog, pg_temp
+SET standard_conforming_strings = on
+SET plan_cache_mode = force_generic_plan
+SET max_parallel_workers_per_gather = 0
+SET jit = off
+AS $python$
+@load_kernels@
+from heap_extension.kernels.paths import paths
+return paths(plpy, relation, specification)
+$python$;
+COMMENT ON FUNCTION heap._paths_kernel(oid, json) IS
+'The moves from node to node in the paths of one shard: a row per step, source and target; as heap._funnel_kernel';
+
 CREATE OR REPLACE FUNCTION heap._duration_quantiles(durations bytea, fractions double precision[])
 RETURNS double precision[]
 LANGUAGE plpython3u

@@ -1,0 +1,187 @@
+"""A call of a kernel per shard: `<app>.shards` has one row in every shard, so that a query over it runs once beside the
+data of each. The kernel gets what to read as SQL and what to count as numbers; its rows are totals.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from sqlglot import exp
+
+from heap_compiler.bound import BoundEvent, GroupKey
+from heap_compiler.groups import group_columns, user_values
+from heap_compiler.ranges import TimeRange
+from heap_compiler.scan import EVENT_ORDER, Scan, matching, scans, scans_in
+from heap_compiler.sql import (
+    all_of,
+    cast,
+    column,
+    function,
+    named,
+    number,
+    select,
+    shards_table,
+    subquery,
+    text,
+    union_all,
+    walk,
+)
+
+__all__ = [
+    "SLICE",
+    "KernelCall",
+    "Reads",
+    "instants",
+    "kernel_calls",
+    "kernel_column",
+    "kernel_query",
+    "microseconds",
+]
+
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+SLICE = 4_000_000
+"""Events of one read that a shard has in memory at once: about 200 MB with their copies on the way from PostgreSQL."""
+
+_MARK = "\0"
+"""Marks the names of the app's tables in a read: no text of PostgreSQL has this character."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCall:
+    """What a kernel reads: its scans, and its queries over the app's tables."""
+
+    scans: tuple[Scan, ...]
+    queries: tuple[str, ...]
+
+
+def kernel_calls(query: exp.Query) -> list[KernelCall]:
+    """Every call of a kernel in the query."""
+    return [part.meta["kernel"] for part in walk(query) if type(part) is exp.Select and "kernel" in part.meta]
+
+
+def kernel_query(kernel: str, specification: Mapping[str, object], reads: Reads) -> exp.Select:
+    """Rows `totals` of that kernel of every shard.
+
+    Args:
+        kernel: the SQL function's name.
+        specification: what it is asked for.
+        reads: through which the specification was made.
+    """
+    written = cast(text(json.dumps(specification, ensure_ascii=False, separators=(",", ":"))), "json")
+    call = function(kernel, column("tableoid", "shards"), written)
+    query = select([named(call, "totals")], shards_table(reads.schema))
+    query.meta["kernel"] = KernelCall(tuple(reads.scans), tuple(reads.queries))
+    return query
+
+
+def kernel_column(name: str, index: int | None = None, kernel: str = "kernel") -> exp.Expr:
+    """A column of the totals in the query `kernel`; of one that is an array, the element of that index, from 1."""
+    value = exp.Dot(this=exp.paren(column("totals", kernel)), expression=exp.to_identifier(name))
+    return value if index is None else exp.Bracket(this=value, expressions=[number(index)], offset=1)
+
+
+def instants(times: Iterable[datetime]) -> list[int]:
+    """The times as kernels count them: in microseconds since 2000."""
+    return [microseconds(time - _EPOCH) for time in times]
+
+
+def microseconds(duration: timedelta) -> int:
+    """The duration as kernels count it."""
+    return duration // timedelta(microseconds=1)
+
+
+class Reads:
+    """What a kernel reads, on its way into a specification: SQL in parts, with the names of the app's tables between
+    them."""
+
+    def __init__(self, schema: str) -> None:
+        self.schema = schema
+        self.scans: list[Scan] = []
+        self.queries: list[str] = []
+
+    def selection(
+        self,
+        event: BoundEvent,
+        read: TimeRange,
+        alias: str,
+        *,
+        shards: int,
+        values: Mapping[str, exp.Expr] | None = None,
+        extra: Items[exp.Expr] = (),
+        first_since: datetime | None = None,
+    ) -> dict[str, object]:
+        """The events of a range: a `Selection` of `heap_extension.kernels.shard`.
+
+        Args:
+            shards: how many the events are spread over.
+            values: what is read with each event.
+            extra: further conditions.
+            first_since: of each user only the first event, and that only since this instant.
+        """
+        values = values or {}
+        columns = {**{name: column(name) for name in EVENT_ORDER}, **values}
+        self.show(union_all(scans(self.schema, event, read, columns, alias=alias, extra=extra, ordered=True)))
+        known = event.matching_events
+        start, end = instants(read)
+        return {
+            "scans": [
+                {
+                    "alias": alias,
+                    "where": self.parts(all_of(matching(self.schema, alternative, read, alias=alias, extra=extra))),
+                    "definition": alternative.definition if alternative.exact and not extra else None,
+                }
+                for alternative in event.alternatives
+            ],
+            "start": start,
+            "end": end,
+            "first_since": None if first_since is None else instants([first_since])[0],
+            "values": [self.parts(value)[0] for value in values.values()],
+            "size": None if known is None else -(-known // shards),
+        }
+
+    def population(self, keys: Items[GroupKey], users: exp.Query | None) -> dict[str, object]:
+        """Who counts, all if `users` is None, and by what they are grouped: a `PopulationAsked` of
+        `heap_extension.kernels.population`."""
+        names = group_columns(keys)
+        of_user = [name for name, key in zip(names, keys, strict=True) if key.of_user]
+        return {
+            "group_keys": names,
+            "group_of_user": self.add(_users_in_order(user_values(self.schema, keys), of_user)) if of_user else None,
+            "user_keys": of_user,
+            "users": None if users is None else self.add(users.copy()),
+        }
+
+    def add(self, query: exp.Query) -> list[str]:
+        """The parts of a query that is run as it is."""
+        self.show(query)
+        return self.parts(query)
+
+    def show(self, query: exp.Query) -> None:
+        """Notes a query that says what is read, for people."""
+        self.scans += scans_in(query)
+        self.queries.append(_written(query))
+
+    def parts(self, expression: exp.Expr) -> list[str]:
+        """The expression's SQL in parts; those at odd positions are names of tables."""
+        for table in walk(expression):
+            if isinstance(table, exp.Table) and table.db == self.schema:
+                if not table.alias:
+                    table.set("alias", exp.TableAlias(this=exp.to_identifier(table.name)))
+                table.set("this", exp.to_identifier(f"{_MARK}{table.name}{_MARK}", quoted=True))
+                table.set("db", None)
+        return re.split(f'"{_MARK}([^{_MARK}]*){_MARK}"', _written(expression))
+
+
+def _users_in_order(users: exp.Select, values: Items[str]) -> exp.Select:
+    names = [column(name) for name in ("user_id", *values)]
+    return select(names, subquery(users, "grouped_users"), order_by=[column("user_id")])
+
+
+def _written(expression: exp.Expr) -> str:
+    """The expression's SQL, on one line."""
+    return expression.sql(dialect="postgres", normalize_functions=False, comments=False, copy=False)
