@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -291,6 +292,30 @@ def test_a_snapshot_older_than_a_pack(packed: str, asked: psycopg.Connection[Any
         assert Maintainer(packed).run_once()
         assert _states(asked) == {"valid"}
         assert _users(asked) == [40, 40, 0]
+
+
+def test_pages_that_were_never_used_change_nothing(asked: psycopg.Connection[Any]) -> None:
+    """A crash while a table is extended leaves some, and no VACUUM makes them visible to all."""
+    stamp = "SELECT (heap._page_stamps('{public.extended}'))[1]"
+    asked.execute("CREATE TABLE public.extended (number int)")
+    try:
+        asked.execute("INSERT INTO public.extended SELECT generate_series(1, 1000)")
+        assert asked.execute(stamp).fetchone() == (None,)
+        asked.execute("VACUUM public.extended")
+        before = asked.execute(stamp).fetchone()
+        assert before is not None
+        assert before != (None,)
+        (file,) = asked.execute(
+            "SELECT current_setting('data_directory') || '/' || pg_relation_filepath('public.extended')"
+        ).fetchone() or ("",)
+        with Path(file).open("ab") as table:
+            table.write(bytes(3 * 8192))
+        asked.execute("VACUUM (TRUNCATE false) public.extended")
+        assert asked.execute(stamp).fetchone() == before
+        asked.execute("INSERT INTO public.extended SELECT generate_series(1, 1000)")
+        assert asked.execute(stamp).fetchone() == (None,)
+    finally:
+        asked.execute("DROP TABLE public.extended")
 
 
 def test_serializable_transactions_read_events(asked: psycopg.Connection[Any]) -> None:
