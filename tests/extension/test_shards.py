@@ -57,6 +57,17 @@ def test_an_app_of_an_earlier_version_gets_its_shards(operator: psycopg.Connecti
     assert _uses_kernels(operator)
 
 
+def test_an_app_of_an_earlier_version_answers_without_packs_and_gets_them(operator: psycopg.Connection[Any]) -> None:
+    operator.execute(f"DROP TABLE {_APP}.packs")
+    operator.execute("SELECT heap.define_event('A', 'pageview')")
+    operator.execute("SET heap.strategy = 'vector'")
+    assert operator.execute('SELECT count(*) FROM heap.funnel(\'"A" -> "A"\')').fetchone() == (2,)
+    assert operator.execute("SELECT * FROM heap.pack_health(%s)", (_APP,)).fetchall() == []
+    operator.execute("SELECT heap.delete_user(1)")
+    operator.execute("SELECT heap.make_shards()")
+    assert operator.execute(f"SELECT count(*) FROM {_APP}.packs").fetchone() == (0,)
+
+
 def test_sql_serves_while_a_shard_may_be_without_its_row(operator: psycopg.Connection[Any]) -> None:
     """As after a split: one more shard than rows."""
     operator.execute(f"DELETE FROM {_APP}.shards WHERE place = (SELECT max(place) FROM {_APP}.shards)")

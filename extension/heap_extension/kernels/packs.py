@@ -140,10 +140,10 @@ class Packs:
 
     Args:
         run: runs a query, of which it keeps the plan, with types and values of its parameters.
-        table: the name of the table of packs, as SQL.
+        table: the name of the table of packs, as SQL; None when there is none.
     """
 
-    def __init__(self, run: Run, table: str) -> None:
+    def __init__(self, run: Run, table: str | None) -> None:
         self._run = run
         self._table = table
         self._stamps: dict[str, bytes | None] = {}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from operator import attrgetter
@@ -271,7 +272,10 @@ class Shard:
         if scan["definition"] is None or selection["values"]:
             return {}
         if self._packs is None:
-            self._packs = Packs(self._run_kept, self._table("packs"))
+            table = None
+            with suppress(LookupError):  # none before an app of an earlier version is brought to this one
+                table = self._table("packs")
+            self._packs = Packs(self._run_kept, table)
         condition = self._text(scan["where"])
         usable = self._packs.usable(condition, [part.table for part in parts])
         first, last = (_LEAST, _GREATEST) if users is None else (int(users[0]), int(users[-1]))
