@@ -170,6 +170,7 @@ def test_packs_are_read_and_not_once_anything_changed(asked: psycopg.Connection[
 @pytest.mark.parametrize(
     "statement",
     [
+        "trend users of any, count of any by day from '2026-01-05' to '2026-02-05'",
         'trend users of "A", count of ("B" or "C") by day from \'2026-01-05\' to \'2026-02-05\'',
         "retention from \"A\" to \"C\" by week from '2026-01-05' to '2026-02-20'",
         "time from \"A\" to \"B\" within 30 days from '2026-01-01' to '2026-02-28'",

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 from sqlglot import exp
 
-from heap_compiler.bound import BoundEvent, GroupKey
+from heap_compiler.bound import EVERY_EVENT, Alternative, BoundEvent, GroupKey
 from heap_compiler.groups import group_columns, user_values
 from heap_compiler.ranges import TimeRange
 from heap_compiler.scan import EVENT_ORDER, Scan, matching, scans, scans_in
@@ -85,6 +85,13 @@ def kernel_column(name: str, index: int | None = None, kernel: str = "kernel") -
     return value if index is None else exp.Bracket(this=value, expressions=[number(index)], offset=1)
 
 
+def _whole(alternative: Alternative) -> str | None:
+    """The defined event that this is, or "any" for every event; None where more is asked than that."""
+    if not alternative.conditions and alternative.first_after is None:
+        return EVERY_EVENT.name
+    return alternative.definition if alternative.exact else None
+
+
 def instants(times: Iterable[datetime]) -> list[int]:
     """The times as kernels count them: in microseconds since 2000."""
     return [microseconds(time - _EPOCH) for time in times]
@@ -133,7 +140,7 @@ class Reads:
                 {
                     "alias": alias,
                     "where": self.parts(all_of(matching(self.schema, alternative, read, alias=alias, extra=extra))),
-                    "definition": alternative.definition if alternative.exact and not extra else None,
+                    "definition": None if extra else _whole(alternative),
                 }
                 for alternative in event.alternatives
             ],

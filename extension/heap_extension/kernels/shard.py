@@ -50,7 +50,7 @@ class Scan(TypedDict):
     Attributes:
         alias: the name of the table of events in `where`.
         where: a condition on its rows.
-        definition: the defined event whose whole condition this is, and nothing beyond it; None for all else.
+        definition: the defined event whose whole condition this is, and nothing beyond it, or "any"; None for all else.
     """
 
     alias: str

@@ -13,6 +13,9 @@ from heap_extension.server.indexes import index_rows
 
 __all__ = ["execute"]
 
+_EVERY_EVENT = "TRUE"
+"""The condition of the packs of any event."""
+
 _QUICK_BYTES = 8_000_000
 """A table of this size is indexed in some 10 ms: sooner than the three transactions of CONCURRENTLY end."""
 
@@ -60,10 +63,10 @@ def execute(
                 # Else a later VACUUM would freeze what did not change, and packs would have to be made again.
                 connection.execute(sql.SQL("VACUUM (ANALYZE, FREEZE, TRUNCATE false, SKIP_LOCKED) {}").format(table))
             case Kind.pack:
-                assert event is not None
+                predicate = _EVERY_EVENT if event is None else event.predicate
                 connection.execute(
                     "SELECT heap._make_pack(%s, %s, %s, %s, %s)",
-                    (work.app, work.relation, work.packs, work.place, event.predicate),
+                    (work.app, work.relation, work.packs, work.place, predicate),
                 )
     except (errors.DuplicateTable, errors.UndefinedTable, errors.UndefinedObject, errors.InvalidSchemaName):
         pass  # somebody was faster, or dropped what it was for: the next pass sees

@@ -97,7 +97,7 @@ class Work:
         node: host:port of the node; None for the database itself.
         relation: the table: a partition, or a shard of it.
         index_name: the index; None for a VACUUM, and for packs.
-        event: the definition an index or pack is made for.
+        event: the definition an index or pack is made for; None for packs of any event.
         packs: the table of the pack.
         condition: what names the pack there.
         place: the number of its shard; None for one to drop.

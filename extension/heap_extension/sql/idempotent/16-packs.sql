@@ -107,7 +107,7 @@ BEGIN
         INTO is_distributed USING app;
     END IF;
     SELECT coalesce(jsonb_agg(jsonb_build_object(
-        'relation', c.relname, 'stamp', md5(s.stamp),
+        'relation', c.relname, 'stamp', md5(s.stamp), 'events', greatest(c.reltuples, 0)::bigint,
         'written', pg_stat_get_tuples_inserted(c.oid) + pg_stat_get_tuples_updated(c.oid) + pg_stat_get_tuples_deleted(c.oid)
     )), '[]')
     INTO tables

@@ -78,10 +78,10 @@ BEGIN
             ))
         ),
         tables AS MATERIALIZED (
-            SELECT p.*, t.stamp, t.written
+            SELECT p.*, t.stamp, t.events, t.written
             FROM places AS p
             INNER JOIN answers AS n ON n.node IS NOT DISTINCT FROM p.node
-            INNER JOIN LATERAL json_to_recordset(n.answer -> 'tables') AS t (relation text, stamp text, written bigint)
+            INNER JOIN LATERAL json_to_recordset(n.answer -> 'tables') AS t (relation text, stamp text, events bigint, written bigint)
                 ON t.relation = p.relation
             WHERE p.is_cold
         ),
@@ -106,12 +106,19 @@ BEGIN
                 ON d.app = asked AND i.index_name = t.partition || '_' || d.index_suffix || coalesce('_' || t.shard, '')
             WHERE i.is_valid AND i.entries >= s.pack_above AND NOT d.dormant
             GROUP BY t.node, t.partition, t.shard, t.relation, t.packs, t.place, t.stamp, t.written, d.predicate
+            UNION ALL
+            SELECT
+                t.node, t.partition, t.shard, t.relation, t.packs, t.place, t.stamp, t.written, NULL,
+                encode(sha256('TRUE'), 'hex')
+            FROM tables AS t
+            CROSS JOIN heap.settings AS s
+            WHERE s.pack_any AND t.events >= s.pack_above
         )
         SELECT
             asked, w.name, coalesce(w.partition, k.partition), coalesce(w.node, k.node), coalesce(w.shard, k.shard),
             coalesce(w.relation, k.relation), coalesce(w.packs, k.packs), coalesce(w.condition, k.condition), w.place,
             CASE
-                WHEN w.name IS NULL THEN 'orphan'
+                WHEN w.condition IS NULL THEN 'orphan'
                 WHEN k.stamp = w.stamp THEN 'valid'
                 WHEN k.condition IS NOT NULL THEN 'stale'
                 WHEN w.stamp IS NULL THEN 'waiting'
@@ -126,6 +133,6 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION heap.pack_health(text) IS
-$$Every pack of every event on every placement: state (valid, stale: rows came or went since, missing, waiting: rows came or went and the
+$$Every pack of every event on every placement, without name those of any event: state (valid, stale: rows came or went since, missing, waiting: rows came or went and the
 partition was not vacuumed since, orphan: nobody asks for it), the table it is in, its events and bytes, and how many rows were ever written to
 the partition$$;
