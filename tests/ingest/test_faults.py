@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -67,8 +67,17 @@ def _owner(cluster: Cluster) -> psycopg.Connection[Any]:
 
 
 def _check(connection: psycopg.Connection[Any], log: Log) -> None:
+    """Each acknowledged id is stored once, and nothing else. With Citus a commit is seen shard by shard, and what a node
+    prepared and was not told to commit when its connection broke, only after Citus's recovery, once a minute."""
     drained(connection, log)
-    assert stored_ids(connection) == sorted(log.acknowledged)
+    expected = sorted(log.acknowledged)
+    if connection.execute("SELECT heap._has_citus()").fetchone() == (True,) and stored_ids(connection) != expected:
+        late = set(expected) - set(stored_ids(connection))
+        began = time.monotonic()
+        with suppress(AssertionError):
+            until(lambda: stored_ids(connection) == expected, 75)
+        print(f"{len(late)} events seen {time.monotonic() - began:.1f} s after their offsets")
+    assert stored_ids(connection) == expected
     assert len(log.acknowledged) > 0
 
 
