@@ -21,6 +21,9 @@ __all__ = ["RebuildError", "rebuild"]
 
 _CLOSE = 1_000
 """Messages that are stored while the app's writers wait, about: before that, it catches up."""
+_CATCH_UPS = 10
+"""So often the log is read on while the app is written to. Where it grows faster than that, more would not help."""
+
 _PATIENCE = 60.0
 """Seconds to wait for merges of users that `heap maintain` has to do."""
 
@@ -82,9 +85,11 @@ def rebuild(
                 return Span(topic, {n: bounds for n, bounds in left.items() if bounds[0] < bounds[1]})
 
             store(span)
-            while (part := rest()).length > _CLOSE:
+            for _ in range(_CATCH_UPS):
+                part = rest()
                 store(part)
-            store(part)
+                if part.length <= _CLOSE:
+                    break
             deadline = time.monotonic() + _PATIENCE
             while not work.exchange(lambda: store(rest())):
                 if time.monotonic() > deadline:
@@ -196,7 +201,7 @@ class _Rebuild:
         if self._connection.execute(pending, (self._app, self.other)).fetchone():
             return True
         for table, columns in (
-            ("event_definition", "name, definition"),
+            ("event_definition", "name, definition, covering"),
             ("segment_definition", "name, definition"),
             ("user_alias", "user_id, merged_into"),
             ("erased_user", "user_id, erased_at"),
@@ -218,6 +223,12 @@ class _Rebuild:
         with self._connection.transaction():
             self._choose()
             self._define_all("event", "uses")
+            self._connection.execute(
+                "SELECT heap.cover_event(d.name, VARIADIC d.covering) FROM heap.event_definition AS d"
+                " JOIN heap.event_definition AS o USING (name)"
+                " WHERE d.app = %s AND o.app = %s AND o.covering <> d.covering",
+                (self._app, self.other),
+            )
             self._define_all("segment", "segments")
             self._connection.execute(
                 "SELECT heap.list_segment(name) FROM heap.segment_definition"

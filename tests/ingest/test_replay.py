@@ -159,6 +159,7 @@ def test_an_app_is_built_anew_while_events_come_in(dsn: str, owner: psycopg.Conn
     """Definitions, segments, merges and rights are those of before; what was wrong in the tables is gone."""
     keep_as = "ingested_before"
     owner.execute("SELECT heap.define_event('Seven', 'pageview where path = ''/0''')")
+    owner.execute("SELECT heap.cover_event('Seven', 'path')")
     owner.execute("SELECT heap.define_event('All of it', '\"Seven\" or pageview')")
     owner.execute("SELECT heap.define_segment('Sevens', 'users who did \"Seven\" since ''2026-01-01''')")
     log.send(events(2_000, users=30))
@@ -195,6 +196,8 @@ def test_an_app_is_built_anew_while_events_come_in(dsn: str, owner: psycopg.Conn
     assert sevens == sum(number % 7 == 0 for number in log.acknowledged)
     states = owner.execute("SELECT DISTINCT state FROM heap.index_health(%s)", (APP,)).fetchall()
     assert states == [("valid",)]
+    covering = "SELECT covering FROM heap.event_definition WHERE app = %s AND name = 'Seven'"
+    assert owner.execute(covering, (APP,)).fetchone() == (["path"],)
     for app in (APP, keep_as):
         for role, right in (("read", "SELECT"), ("write", "INSERT")):
             assert owner.execute(
