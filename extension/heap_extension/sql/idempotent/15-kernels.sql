@@ -139,6 +139,30 @@ END
 $$;
 COMMENT ON FUNCTION heap._distribute_with_users(text, text) IS 'Gives a table with a column place a shard beside each of the app''s users, if those have shards';
 
+CREATE OR REPLACE FUNCTION heap._shard_places(app text)
+RETURNS bigint[]
+LANGUAGE plpgsql
+STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    wanted int := heap._shard_count(app);
+    ids bigint[] := ARRAY[1];
+    highest bigint := 16 * wanted;
+BEGIN
+    WHILE cardinality(ids) < wanted LOOP
+        EXECUTE 'SELECT array_agg(id) FROM (
+            SELECT min(id) AS id FROM generate_series(1, $2) AS id GROUP BY get_shard_id_for_distribution_column($1, id)
+        ) AS of_shards' INTO ids USING format('%I.shards', app)::regclass, highest;
+        highest := 2 * highest;
+    END LOOP;
+    RETURN ids;
+END
+$$;
+COMMENT ON FUNCTION heap._shard_places(text) IS
+'A number for each shard of an app, the smallest whose hash is in its range: what <app>.shards has, known without asking the nodes. They are nobody''s
+id: the column is not called user_id, so that no user''s rows are looked for there';
+
 CREATE OR REPLACE FUNCTION heap.make_shards(app text DEFAULT NULL)
 RETURNS void
 LANGUAGE plpgsql
@@ -151,7 +175,6 @@ DECLARE
     packs text;
     wanted int;
     ids bigint[];
-    highest bigint;
 BEGIN
     FOR asked, made IN SELECT a.name, a.shards FROM heap.app AS a WHERE app IS NULL OR a.name = app ORDER BY 1 LOOP
         shards := format('%I.shards', asked);
@@ -167,16 +190,7 @@ BEGIN
         END IF;
         wanted := heap._shard_count(asked);
         CONTINUE WHEN made = wanted;
-        -- Numbers whose hashes are in the shards' ranges: the smallest one of each. They are nobody's id: the column is
-        -- not called user_id, so that no user's rows are looked for here.
-        ids := ARRAY[1];
-        highest := 16 * wanted;
-        WHILE cardinality(ids) < wanted LOOP
-            EXECUTE 'SELECT array_agg(id) FROM (
-                SELECT min(id) AS id FROM generate_series(1, $2) AS id GROUP BY get_shard_id_for_distribution_column($1, id)
-            ) AS of_shards' INTO ids USING shards::regclass, highest;
-            highest := 2 * highest;
-        END LOOP;
+        ids := heap._shard_places(asked);
         EXECUTE format('DELETE FROM %s', shards);
         EXECUTE format('INSERT INTO %s SELECT unnest($1)', shards) USING ids;
         UPDATE heap.app AS a SET shards = wanted WHERE a.name = asked;

@@ -34,9 +34,8 @@ STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    found bigint[];
+    found bigint[] := heap._shard_places(app);
 BEGIN
-    EXECUTE format('SELECT array_agg(place) FROM %I.shards', app) INTO found;
     IF cardinality(found) > 1 THEN
         EXECUTE $query$
             SELECT array_agg(DISTINCT p.place) FROM unnest($2) AS p (place)

@@ -18,7 +18,7 @@ BEGIN
     IF to_regclass(format('%I.packs', app)) IS NULL THEN
         RETURN;
     END IF;
-    EXECUTE format('SELECT array_agg(place) FROM %I.shards', app) INTO places;
+    places := heap._shard_places(app);
     IF heap._has_citus() THEN
         RETURN QUERY EXECUTE $query$
             SELECT p.node, p.partition, p.shard, p.relation, 'packs_' || theirs.shardid, s.place
