@@ -66,6 +66,10 @@ def _goals(results: Results) -> Iterator[str]:
         bound = f"{'>=' if goal.at_least else '<='} {goal.bound:,g}{goal.unit}"
         rows.append((f"{goal.work}: {goal.text}", bound, measured, verdict.words))
     yield from _table(("work", "goal", "measured", "met"), rows)
+    missed = [verdict.goal for verdict in verdicts(results) if verdict.met is False and verdict.goal.why]
+    if missed:
+        yield from ("", "Why goals are missed:", "")
+        yield from (f"- {goal.work}, {goal.text}: {goal.why}" for goal in missed)
 
 
 def _short(number: float) -> str:
