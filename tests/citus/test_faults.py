@@ -48,7 +48,12 @@ def faulty(big_cluster: CitusCluster) -> Iterator[CitusCluster]:
         big_cluster.up()
         with connect(big_cluster.dsn, _APP) as connection:
             connection.execute("SELECT recover_prepared_transactions()")
+            until(lambda: connection.execute(_SYNCED).fetchone() == (True,), 90)
             _drop_app(connection)
+
+
+_SYNCED = "SELECT bool_and(metadatasynced) FROM pg_dist_node WHERE hasmetadata"
+"""Whether the nodes know what the coordinator knows: Citus tells one that was away only after a while."""
 
 
 def _make_app(connection: psycopg.Connection[Any]) -> None:
