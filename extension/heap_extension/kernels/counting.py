@@ -13,7 +13,7 @@ from heap_extension.kernels.activity import Counts, Follow
 from heap_extension.kernels.events import Events, Int64
 from heap_extension.kernels.population import Coded, Population, PopulationAsked
 from heap_extension.kernels.shard import Database, Selection, Shard, Users
-from heap_extension.kernels.totals import Totals
+from heap_extension.kernels.totals import Totals, added_up
 
 __all__ = ["counting"]
 
@@ -58,15 +58,14 @@ def counting(database: Database, relation: int, specification: str) -> list[Tota
         specification: JSON of `_Specification`.
     """
     asked: _Specification = json.loads(specification)
-    found: dict[tuple[int, tuple[str | None, ...] | None], Totals] = {}
-    for counts, groups in _Counting(Shard(database, relation, asked["schema"]), asked).counts():
-        rows = zip(counts.buckets.tolist(), counts.groups.tolist(), counts.values.tolist(), strict=True)
-        for bucket, group, values in rows:
-            label = None if groups is None else groups.labels[group]
-            totals = Totals(bucket, None if label is None else list(label), values)
-            key = bucket, label
-            found[key] = totals if key not in found else found[key].plus(totals)
-    return list(found.values())
+    slices = _Counting(Shard(database, relation, asked["schema"]), asked).counts()
+    return added_up(
+        Totals(bucket, None if groups is None else list(groups.labels[group]), values)
+        for counts, groups in slices
+        for bucket, group, values in zip(
+            counts.buckets.tolist(), counts.groups.tolist(), counts.values.tolist(), strict=True
+        )
+    )
 
 
 class _Counting:

@@ -12,6 +12,7 @@ from heap_extension.kernels.chains import Chains, Reached, blocks, continued, en
 from heap_extension.kernels.events import Int64, changes
 from heap_extension.kernels.population import Coded, Population, PopulationAsked
 from heap_extension.kernels.shard import Between, Database, Selection, Shard, Users
+from heap_extension.kernels.totals import added_up
 
 __all__ = ["Totals", "funnel"]
 
@@ -67,9 +68,15 @@ class Totals(NamedTuple):
     immature: list[int]
     durations: list[bytes]
 
-
-_Cell = tuple[int | None, tuple[str | None, ...] | None]
-"""A bucket and the values of a group; None where there are none."""
+    def plus(self, other: Totals) -> Totals:
+        """The totals of this bucket and group with those of another slice."""
+        return Totals(
+            self.bucket,
+            self.group_values,
+            [a + b for a, b in zip(self.users, other.users, strict=True)],
+            [a + b for a, b in zip(self.immature, other.immature, strict=True)],
+            [a + b for a, b in zip(self.durations, other.durations, strict=True)],
+        )
 
 
 def funnel(database: Database, relation: int, specification: str) -> list[Totals]:
@@ -81,11 +88,8 @@ def funnel(database: Database, relation: int, specification: str) -> list[Totals
         specification: JSON of `_Specification`.
     """
     asked: _Specification = json.loads(specification)
-    found: dict[_Cell, Totals] = {}
-    for chains, groups in _Funnel(Shard(database, relation, asked["schema"]), asked).chains():
-        for key, totals in _counted(asked, chains, groups):
-            found[key] = totals if key not in found else _added(found[key], totals)
-    return list(found.values())
+    slices = _Funnel(Shard(database, relation, asked["schema"]), asked).chains()
+    return added_up(totals for chains, groups in slices for totals in _counted(asked, chains, groups))
 
 
 class _Funnel:
@@ -119,7 +123,7 @@ class _Funnel:
         return on_their_way if len(on_their_way) <= most else users
 
 
-def _counted(asked: _Specification, chains: Chains, groups: Coded | None) -> Iterator[tuple[_Cell, Totals]]:
+def _counted(asked: _Specification, chains: Chains, groups: Coded | None) -> Iterator[Totals]:
     """The totals per bucket and group."""
     buckets = np.searchsorted(np.array(asked["buckets"], np.int64), chains.times[0], side="right")
     combined = buckets if groups is None else buckets * len(groups.labels) + groups.codes
@@ -132,17 +136,12 @@ def _counted(asked: _Specification, chains: Chains, groups: Coded | None) -> Ite
     ]
     durations = [_durations(chains, step, places, size) for step in range(1, steps)]
     for place, first in enumerate(firsts.tolist()):
-        bucket = int(buckets[first]) if asked["buckets"] else None
-        group = None if groups is None else groups.labels[groups.codes[first]]
-        yield (
-            (bucket, group),
-            Totals(
-                bucket,
-                None if group is None else list(group),
-                [counts[place] for counts in users],
-                [*(counts[place] for counts in immature), 0],
-                [b"", *(pieces[place] for pieces in durations)],
-            ),
+        yield Totals(
+            int(buckets[first]) if asked["buckets"] else None,
+            None if groups is None else list(groups.labels[groups.codes[first]]),
+            [counts[place] for counts in users],
+            [*(counts[place] for counts in immature), 0],
+            [b"", *(pieces[place] for pieces in durations)],
         )
 
 
@@ -155,14 +154,3 @@ def _durations(chains: Chains, step: int, places: Int64, size: int) -> list[byte
     order = np.argsort(places[there], kind="stable")
     ends = np.cumsum(np.bincount(places[there], minlength=size))[:-1]
     return [piece.tobytes() for piece in np.split(durations[order], ends)]
-
-
-def _added(one: Totals, other: Totals) -> Totals:
-    """The totals of a bucket and group in two slices."""
-    return Totals(
-        one.bucket,
-        one.group_values,
-        [a + b for a, b in zip(one.users, other.users, strict=True)],
-        [a + b for a, b in zip(one.immature, other.immature, strict=True)],
-        [a + b for a, b in zip(one.durations, other.durations, strict=True)],
-    )

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypedDict
 
 from heap_extension.kernels.population import Population, PopulationAsked, coded
 from heap_extension.kernels.shard import Database, Selection, Shard
-from heap_extension.kernels.totals import Totals
+from heap_extension.kernels.totals import Totals, added_up
 from heap_extension.kernels.visits import END, Rule, Visits, transitions, visits
 
 __all__ = ["paths"]
@@ -57,20 +57,20 @@ def paths(database: Database, relation: int, specification: str) -> list[Totals]
         specification: JSON of `_Specification`.
     """
     asked: _Specification = json.loads(specification)
-    path = asked["path"]
-    found: dict[tuple[int, str | None, str | None], Totals] = {}
-    for visited, names in _visits(Shard(database, relation, asked["schema"]), asked):
-        numbers = {name: number for number, name in enumerate(names)}
-        start, end = (None if path[at] is None else numbers.get(path[at], len(names)) for at in ("start", "end"))
-        moves = transitions(visited, Rule(path["gap"], start, end, path["steps"]))
-        for step, source, target, users, count, durations in zip(
-            *(column.tolist() for column in moves[:-1]), moves.durations, strict=True
-        ):
-            shown = [None if node == END else names[node] for node in (source, target)]
-            totals = Totals(step, shown, [users, count], durations.astype("<i8").tobytes())
-            key = step, *shown
-            found[key] = totals if key not in found else found[key].plus(totals)
-    return list(found.values())
+    slices = _visits(Shard(database, relation, asked["schema"]), asked)
+    return added_up(totals for visited, names in slices for totals in _moves(asked["path"], visited, names))
+
+
+def _moves(path: _PathAsked, visited: Visits, names: list[str | None]) -> Iterator[Totals]:
+    """The moves in the paths of a slice of users."""
+    numbers = {name: number for number, name in enumerate(names)}
+    start, end = (None if path[at] is None else numbers.get(path[at], len(names)) for at in ("start", "end"))
+    moves = transitions(visited, Rule(path["gap"], start, end, path["steps"]))
+    for step, source, target, users, count, durations in zip(
+        *(column.tolist() for column in moves[:-1]), moves.durations, strict=True
+    ):
+        shown = [None if node == END else names[node] for node in (source, target)]
+        yield Totals(step, shown, [users, count], durations.astype("<i8").tobytes())
 
 
 def _visits(shard: Shard, asked: _Specification) -> Iterator[_Named]:

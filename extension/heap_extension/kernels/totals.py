@@ -1,10 +1,11 @@
-"""A row that a kernel gives: what it counted in one bucket and group of its shard."""
+"""Rows that kernels give: what they counted in each bucket and group of their shard."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol, Self, TypeVar
 
-__all__ = ["Totals"]
+__all__ = ["Totals", "added_up"]
 
 
 class Totals(NamedTuple):
@@ -27,3 +28,29 @@ class Totals(NamedTuple):
         durations = None if self.durations is None else self.durations + (other.durations or b"")
         counts = [one + two for one, two in zip(self.counts, other.counts, strict=True)]
         return Totals(self.bucket, self.group_values, counts, durations)
+
+
+class _Row(Protocol):
+    """A row that is told from others by its bucket and group."""
+
+    @property
+    def bucket(self) -> int | None: ...
+
+    @property
+    def group_values(self) -> list[str | None] | None: ...
+
+    def plus(self, other: Self) -> Self:
+        """With what was counted of the same bucket and group in another slice."""
+        ...
+
+
+_AnyRow = TypeVar("_AnyRow", bound=_Row)
+
+
+def added_up(rows: Iterable[_AnyRow]) -> list[_AnyRow]:
+    """One row for each bucket and group, of those of all slices of users."""
+    found: dict[tuple[int | None, tuple[str | None, ...] | None], _AnyRow] = {}
+    for row in rows:
+        key = row.bucket, None if row.group_values is None else tuple(row.group_values)
+        found[key] = row if key not in found else found[key].plus(row)
+    return list(found.values())
