@@ -125,12 +125,10 @@ class Heap:
                 list(threads.map(lambda file: self._copy(app, file), dataset.files))
             self._load_users(connection, app, dataset)
             connection.execute("SELECT set_config('heap.app', %s, false)", (app,))
-            for tier in self.tiers:
-                for event in EVENTS[tier]:
-                    connection.execute("SELECT heap.define_event(%s, %s)", (event.name, event.definition))
-            for event, column in GROUPED.items():
-                if event in {event.name for tier in self.tiers for event in EVENTS[tier]}:
-                    connection.execute("SELECT heap.cover_event(%s, %s)", (event, column))
+            for event in (event for tier in self.tiers for event in EVENTS[tier]):
+                connection.execute("SELECT heap.define_event(%s, %s)", (event.name, event.definition))
+                if event.name in GROUPED:
+                    connection.execute("SELECT heap.cover_event(%s, %s)", (event.name, GROUPED[event.name]))
             for table in ("users", *(f"events_{month.replace('-', '_')}" for month in MONTHS)):
                 connection.execute(f"VACUUM (ANALYZE, FREEZE) {app}.{table}")
             # As where `heap maintain` runs: it packs the months that are over, which the last one is not yet.

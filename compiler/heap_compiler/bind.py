@@ -386,7 +386,7 @@ def _possible(binder: PredicateBinder, predicate: syntax.Predicate) -> exp.Expr:
     return all_of([condition for _, condition in parts])
 
 
-def unknown_event(name: str, span: Span, catalog: Catalog) -> HeapError:
+def unknown_event(name: str, span: Span | None, catalog: Catalog) -> HeapError:
     """The error for a name nobody has defined, with the closest one that is."""
     close = nearest(name, catalog.event_names())
     hint = f'did you mean "{close}"?' if close is not None else 'make it first: define "..." as ...'

@@ -63,6 +63,7 @@ def execute(
                 # Else a later VACUUM would freeze what did not change, and packs would have to be made again.
                 connection.execute(sql.SQL("VACUUM (ANALYZE, FREEZE, TRUNCATE false, SKIP_LOCKED) {}").format(table))
             case Kind.pack:
+                assert event is not None or work.event is None
                 predicate = _EVERY_EVENT if event is None else event.predicate
                 connection.execute(
                     "SELECT heap._make_pack(%s, %s, %s, %s, %s)",

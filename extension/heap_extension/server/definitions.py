@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from heap_compiler import CompiledDefinition, HeapError, compile_definition
+from heap_compiler.bind import unknown_event
 from heap_compiler.errors import nearest
 from heap_compiler.schema import EVENT_COLUMNS
 from heap_extension.server.catalog import DatabaseCatalog, with_definition
@@ -46,9 +47,7 @@ def cover(catalog: DatabaseCatalog, name: str, columns: Sequence[str | None]) ->
     """
     known = catalog.definitions.get(name)
     if known is None:
-        raise HeapError(
-            f'unknown event "{name}"', hint=_did_you_mean(nearest(name, catalog.definitions), '"'), sqlstate="42704"
-        )
+        raise unknown_event(name, None, catalog)
     compiled = compile_definition(name, known.definition, catalog)
     if compiled.predicate is None:
         parts = " and ".join(f'"{part}"' for part in known.uses)
@@ -61,19 +60,16 @@ def cover(catalog: DatabaseCatalog, name: str, columns: Sequence[str | None]) ->
         if column in _KEY:
             raise HeapError(f"every index has {column}", sqlstate="42701")
         if column not in EVENT_COLUMNS:
+            close = nearest(column, EVENT_COLUMNS)
             raise HeapError(
                 f"{column} is no column of events: only columns can be covered, properties cannot",
-                hint=_did_you_mean(nearest(column, EVENT_COLUMNS)),
+                hint=None if close is None else f"did you mean {close}?",
                 sqlstate="42703",
             )
         if column in covering:
             raise HeapError(f"{column} is named twice", sqlstate="42701")
         covering.append(column)
     return _replaced(catalog, [(compiled, tuple(covering))])
-
-
-def _did_you_mean(name: str | None, quote: str = "") -> str | None:
-    return None if name is None else f"did you mean {quote}{name}{quote}?"
 
 
 def _replaced(catalog: DatabaseCatalog, changed: Sequence[tuple[CompiledDefinition, tuple[str, ...]]]) -> list[str]:
