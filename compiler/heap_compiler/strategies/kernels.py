@@ -6,9 +6,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from sqlglot import exp
@@ -16,11 +15,12 @@ from sqlglot import exp
 from heap_compiler.bound import EVERY_EVENT, Alternative, BoundEvent, GroupKey
 from heap_compiler.groups import group_columns, user_values
 from heap_compiler.ranges import TimeRange
-from heap_compiler.scan import EVENT_ORDER, Scan, matching, scans, scans_in
+from heap_compiler.scan import EVENT_ORDER, matching, scans
 from heap_compiler.sql import (
     all_of,
     cast,
     column,
+    copied,
     function,
     named,
     number,
@@ -30,17 +30,17 @@ from heap_compiler.sql import (
     text,
     union_all,
     walk,
+    written,
 )
 
 __all__ = [
     "SLICE",
-    "KernelCall",
     "Reads",
     "instants",
-    "kernel_calls",
     "kernel_column",
     "kernel_query",
     "microseconds",
+    "shown_reads",
 ]
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
@@ -51,17 +51,10 @@ _MARK = "\0"
 """Marks the names of the app's tables in a read: no text of PostgreSQL has this character."""
 
 
-@dataclass(frozen=True, slots=True)
-class KernelCall:
-    """What a kernel reads: its scans, and its queries over the app's tables."""
-
-    scans: tuple[Scan, ...]
-    queries: tuple[str, ...]
-
-
-def kernel_calls(query: exp.Query) -> list[KernelCall]:
-    """Every call of a kernel in the query."""
-    return [part.meta["kernel"] for part in walk(query) if type(part) is exp.Select and "kernel" in part.meta]
+def shown_reads(query: exp.Query) -> list[exp.Query]:
+    """What the kernels that the query calls read, as queries over the app's tables, for people."""
+    calls = [part.meta["kernel"] for part in walk(query) if type(part) is exp.Select and "kernel" in part.meta]
+    return [shown() for call in calls for shown in call]
 
 
 def kernel_query(kernel: str, specification: Mapping[str, object], reads: Reads) -> exp.Select:
@@ -75,7 +68,7 @@ def kernel_query(kernel: str, specification: Mapping[str, object], reads: Reads)
     written = cast(text(json.dumps(specification, ensure_ascii=False, separators=(",", ":"))), "json")
     call = function(kernel, column("tableoid", "shards"), written)
     query = select([named(call, "totals")], shards_table(reads.schema))
-    query.meta["kernel"] = KernelCall(tuple(reads.scans), tuple(reads.queries))
+    query.meta["kernel"] = tuple(reads.shown)
     return query
 
 
@@ -108,8 +101,8 @@ class Reads:
 
     def __init__(self, schema: str) -> None:
         self.schema = schema
-        self.scans: list[Scan] = []
-        self.queries: list[str] = []
+        self.shown: list[Callable[[], exp.Query]] = []
+        """What is read, for people, made when somebody asks."""
 
     def selection(
         self,
@@ -132,7 +125,9 @@ class Reads:
         """
         values = values or {}
         columns = {**{name: column(name) for name in EVENT_ORDER}, **values}
-        self.show(union_all(scans(self.schema, event, read, columns, alias=alias, extra=extra, ordered=True)))
+        self.shown.append(
+            lambda: union_all(scans(self.schema, event, read, columns, alias=alias, extra=extra, ordered=True))
+        )
         known = event.matching_events
         start, end = instants(read)
         return {
@@ -160,18 +155,13 @@ class Reads:
             "group_keys": names,
             "group_of_user": self.add(_users_in_order(user_values(self.schema, keys), of_user)) if of_user else None,
             "user_keys": of_user,
-            "users": None if users is None else self.add(users.copy()),
+            "users": None if users is None else self.add(users),
         }
 
     def add(self, query: exp.Query) -> list[str]:
         """The parts of a query that is run as it is."""
-        self.show(query)
-        return self.parts(query)
-
-    def show(self, query: exp.Query) -> None:
-        """Notes a query that says what is read, for people."""
-        self.scans += scans_in(query)
-        self.queries.append(_written(query))
+        self.shown.append(lambda: query)
+        return self.parts(copied(query))
 
     def parts(self, expression: exp.Expr) -> list[str]:
         """The expression's SQL in parts; those at odd positions are names of tables."""
@@ -181,14 +171,9 @@ class Reads:
                     table.set("alias", exp.TableAlias(this=exp.to_identifier(table.name)))
                 table.set("this", exp.to_identifier(f"{_MARK}{table.name}{_MARK}", quoted=True))
                 table.set("db", None)
-        return re.split(f'"{_MARK}([^{_MARK}]*){_MARK}"', _written(expression))
+        return re.split(f'"{_MARK}([^{_MARK}]*){_MARK}"', written(expression))
 
 
 def _users_in_order(users: exp.Select, values: Items[str]) -> exp.Select:
     names = [column(name) for name in ("user_id", *values)]
     return select(names, subquery(users, "grouped_users"), order_by=[column("user_id")])
-
-
-def _written(expression: exp.Expr) -> str:
-    """The expression's SQL, on one line."""
-    return expression.sql(dialect="postgres", normalize_functions=False, comments=False, copy=False)

@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol
 from zoneinfo import ZoneInfo
 
+from sqlglot import exp
+
 from heap_compiler import HeapError
 from heap_compiler.catalog import STRATEGIES, MergingUsers, Segment, Strategy
 from heap_compiler.errors import Span, nearest
@@ -193,8 +195,16 @@ _matching_events: dict[tuple[str, str | None], _Entries] = {}
 """Per app and index suffix; what is not counted is asked again after `_UNKNOWN_KEPT`."""
 
 
-_definitions: dict[str, tuple[int, dict[str, Definition]]] = {}
-"""Those of each app as last read, with the version of the app they belong to."""
+class _Read(NamedTuple):
+    """The definitions of an app's version, and the conditions of those that were bound since."""
+
+    version: int
+    definitions: dict[str, Definition]
+    conditions: dict[str, tuple[exp.Expr, ...]]
+
+
+_read: dict[str, _Read] = {}
+"""Of each app what was read last."""
 
 
 class DatabaseCatalog:
@@ -213,10 +223,18 @@ class DatabaseCatalog:
     @cached_property
     def definitions(self) -> dict[str, Definition]:
         """All definitions of the app by name, kept for the session until one of them changes."""
-        version, kept = _definitions.get(self.app.name, (None, {}))
-        if version != self.app.version:
-            kept = self._read_definitions()
-            _definitions[self.app.name] = self.app.version, kept
+        return self._read.definitions
+
+    @cached_property
+    def conditions(self) -> dict[str, tuple[exp.Expr, ...]]:
+        """Conditions of definitions, kept as long."""
+        return self._read.conditions
+
+    @property
+    def _read(self) -> _Read:
+        kept = _read.get(self.app.name)
+        if kept is None or kept.version != self.app.version:
+            kept = _read[self.app.name] = _Read(self.app.version, self._read_definitions(), {})
         return kept
 
     def _read_definitions(self) -> dict[str, Definition]:
@@ -325,4 +343,5 @@ def with_definition(catalog: DatabaseCatalog, name: str, definition: str) -> Dat
     """The catalog as it will be once `name` is defined so."""
     changed = DatabaseCatalog(catalog.database, catalog.app)
     changed.definitions = {**catalog.definitions, name: Definition(name, definition, "", ())}
+    changed.conditions = {}
     return changed

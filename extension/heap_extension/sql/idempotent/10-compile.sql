@@ -17,6 +17,7 @@ if "heap" not in GD:
     import heap_extension.server
     heap_extension.server.load()
     gc.freeze()  # and later collections need not look through what stays anyway
+    gc.set_threshold(10_000)  # a statement makes some thousand objects
     gc.enable()
     GD["heap"] = "@version@"
 from heap_extension.server import answer
