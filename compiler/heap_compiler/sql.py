@@ -63,7 +63,7 @@ def column(name: str, table: str | None = None) -> exp.Column:
 
 @lru_cache(maxsize=4096)
 def identifier(name: str) -> exp.Identifier:
-    """A name, quoted only when PostgreSQL needs it. It is the same object wherever the name stands: not to be changed."""
+    """A name, quoted only when PostgreSQL needs it. One object wherever the name stands: not to be changed."""
     return exp.to_identifier(name)
 
 
