@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -28,6 +29,8 @@ __all__ = ["Batch", "FencedError", "Row", "Store", "Stored", "is_data_error", "r
 
 Row = tuple[Record, int | None, int, datetime, str]
 """What goes into a table: its record, its position in a message of several events, user, time, and line for COPY."""
+
+_USER = itemgetter(2)
 
 _CAREFUL_BATCHES = 20
 """Batches of an app that are staged after one that held known events: where some are sent twice, more are."""
@@ -277,6 +280,7 @@ class Store:
         rows = self._resolve(schema, rows)
         if kind == "users":
             return self._stage("users", schema, rows)
+        rows = sorted(rows, key=_USER)  # neighbours in the primary key, which saves 1 us a row and sorting costs 0.2
         if self._careful[app]:
             self._careful[app] -= 1
         else:
