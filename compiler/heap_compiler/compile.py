@@ -18,7 +18,7 @@ from heap_compiler.parse import parse, parse_event, parse_members
 from heap_compiler.passes import QUERY_PASSES, STORAGE_PASSES
 from heap_compiler.scan import Scan, scans_in
 from heap_compiler.sql import generate, written
-from heap_compiler.strategies.kernels import shown_reads
+from heap_compiler.strategies.kernels import Packable, Reads, kernel_calls
 
 __all__ = [
     "Compiled",
@@ -71,8 +71,17 @@ class CompiledQuery:
         return tuple(written(shown) for shown in self._shown)
 
     @cached_property
+    def packable(self) -> tuple[Packable, ...]:
+        """Which of the scans kernels read from packs, where there are any."""
+        return tuple(packable for call in self._calls for packable in call.packable)
+
+    @cached_property
+    def _calls(self) -> list[Reads]:
+        return kernel_calls(self._query)
+
+    @cached_property
     def _shown(self) -> list[exp.Query]:
-        return shown_reads(self._query)
+        return [shown() for call in self._calls for shown in call.shown]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Items
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from sqlglot import exp
 
@@ -35,12 +36,13 @@ from heap_compiler.sql import (
 
 __all__ = [
     "SLICE",
+    "Packable",
     "Reads",
     "instants",
+    "kernel_calls",
     "kernel_column",
     "kernel_query",
     "microseconds",
-    "shown_reads",
 ]
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
@@ -51,10 +53,16 @@ _MARK = "\0"
 """Marks the names of the app's tables in a read: no text of PostgreSQL has this character."""
 
 
-def shown_reads(query: exp.Query) -> list[exp.Query]:
-    """What the kernels that the query calls read, as queries over the app's tables, for people."""
-    calls = [part.meta["kernel"] for part in walk(query) if type(part) is exp.Select and "kernel" in part.meta]
-    return [shown() for call in calls for shown in call]
+class Packable(NamedTuple):
+    """A read of events that packs serve where there are any: the scan's alias, and the condition that names them."""
+
+    alias: str
+    condition: str
+
+
+def kernel_calls(query: exp.Query) -> list[Reads]:
+    """What each kernel reads that the query calls."""
+    return [part.meta["kernel"] for part in walk(query) if type(part) is exp.Select and "kernel" in part.meta]
 
 
 def kernel_query(kernel: str, specification: Mapping[str, object], reads: Reads) -> exp.Select:
@@ -68,7 +76,7 @@ def kernel_query(kernel: str, specification: Mapping[str, object], reads: Reads)
     written = cast(text(json.dumps(specification, ensure_ascii=False, separators=(",", ":"))), "json")
     call = function(kernel, column("tableoid", "shards"), written)
     query = select([named(call, "totals")], shards_table(reads.schema))
-    query.meta["kernel"] = tuple(reads.shown)
+    query.meta["kernel"] = reads
     return query
 
 
@@ -103,6 +111,7 @@ class Reads:
         self.schema = schema
         self.shown: list[Callable[[], exp.Query]] = []
         """What is read, for people, made when somebody asks."""
+        self.packable: list[Packable] = []
 
     def selection(
         self,
@@ -130,15 +139,15 @@ class Reads:
         )
         known = event.matching_events
         start, end = instants(read)
+        scanned: list[dict[str, object]] = []
+        for alternative in event.alternatives:
+            where = self.parts(all_of(matching(self.schema, alternative, read, alias=alias, extra=extra)))
+            definition = None if extra else _whole(alternative)
+            scanned.append({"alias": alias, "where": where, "definition": definition})
+            if definition is not None and not values:
+                self.packable.append(Packable(alias, "".join(where)))
         return {
-            "scans": [
-                {
-                    "alias": alias,
-                    "where": self.parts(all_of(matching(self.schema, alternative, read, alias=alias, extra=extra))),
-                    "definition": None if extra else _whole(alternative),
-                }
-                for alternative in event.alternatives
-            ],
+            "scans": scanned,
             "start": start,
             "end": end,
             "first_since": None if first_since is None else instants([first_since])[0],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from typing import TypedDict
 
 from heap_compiler import (
@@ -20,6 +21,7 @@ from heap_compiler import (
 from heap_compiler.catalog import Strategy
 from heap_extension.server import apps, definitions, plans, segments, users
 from heap_extension.server.catalog import App, Database, DatabaseCatalog, rows
+from heap_extension.server.quote import qualified
 
 __all__ = ["Answer", "answer"]
 
@@ -99,7 +101,8 @@ def _answer(database: Database, request: str, arguments: list[str | None]) -> tu
             query = _compile(catalog, first, None)
             assert isinstance(query, CompiledQuery)
             assert second is not None
-            return "description", plans.describe(query, json.loads(second), catalog.definitions)
+            packed = _packed(catalog, query)
+            return "description", plans.describe(query, json.loads(second), catalog.definitions, packed)
         case "define_event":
             assert second is not None
             return "define", definitions.define(catalog, compile_definition(first, second, catalog))
@@ -118,6 +121,24 @@ def _answer(database: Database, request: str, arguments: list[str | None]) -> tu
         case "unlist_segment":
             return "unlist segment", segments.drop_list(catalog, first)
     raise AssertionError(request)
+
+
+def _packed(catalog: DatabaseCatalog, query: CompiledQuery) -> set[tuple[str, str]]:
+    """The condition and the table, of a partition or its shard, of every pack that the query reads: one that is there
+    and whose partition did not change since."""
+    conditions = {sha256(packable.condition.encode()).hexdigest(): packable.condition for packable in query.packable}
+    packs = qualified(catalog.schema, "packs")
+    if not conditions or not rows(catalog.database, "SELECT WHERE pg_catalog.to_regclass($1) IS NOT NULL", table=packs):
+        return set()
+    found = rows(
+        catalog.database,
+        "SELECT condition, relation, pg_catalog.bool_and("
+        " stamp = (heap._page_stamps(ARRAY[pg_catalog.quote_ident($1) || '.' || relation]))[1]) AS is_valid"
+        f" FROM {packs} WHERE condition = ANY (pg_catalog.string_to_array($2, ',')) GROUP BY condition, relation",
+        app=catalog.schema,
+        conditions=",".join(sorted(conditions)),
+    )
+    return {(conditions[row["condition"]], row["relation"]) for row in found if row["is_valid"]}
 
 
 def _complete(database: Database, text: str | None, position: str | None) -> list[str]:
