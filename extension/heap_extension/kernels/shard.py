@@ -544,7 +544,7 @@ def _known_size(selection: Selection, every: int) -> int:
     """About how many events a selection has, of `every` there is."""
     if selection["size"] is not None:
         return selection["size"]
-    return every if any(scan["where"] == ["TRUE"] for scan in selection["scans"]) else every // _SHARE_OF_UNKNOWN
+    return every if any(scan["definition"] == "any" for scan in selection["scans"]) else every // _SHARE_OF_UNKNOWN
 
 
 def _times(selection: Selection) -> list[_Parameter]:
