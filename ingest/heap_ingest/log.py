@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from heap_ingest.topics import EVENTS
+from heap_ingest.topic_names import EVENTS
 
 __all__ = [
     "ProducerRecord",

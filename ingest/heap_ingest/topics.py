@@ -8,12 +8,9 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-__all__ = ["DEAD_LETTERS", "EVENTS", "create_topics", "delete_topics", "reachable"]
+from heap_ingest.topic_names import DEAD_LETTERS, EVENTS
 
-EVENTS = "heap-events"
-"""Messages, keyed by app and user."""
-DEAD_LETTERS = "heap-dead-letters"
-"""Records that could not be stored, as they were, with the reason and where they came from as headers."""
+__all__ = ["create_topics", "delete_topics", "reachable"]
 
 _SILENT = logging.getLogger("heap_ingest.silent")
 _SILENT.addHandler(logging.NullHandler())
