@@ -1,4 +1,4 @@
--- The only PL/Python of the extension: text goes in, SQL or an error comes out, nothing is run. The path of the Python
+-- What all commands and analyses come to: text goes in, SQL or an error comes out, nothing is run. The path of the Python
 -- packages is written here at installation; as a setting, any role could point it at code of its own.
 
 CREATE OR REPLACE FUNCTION heap._compile(request text, arguments text[])
