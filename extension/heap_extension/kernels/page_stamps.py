@@ -68,7 +68,7 @@ def page_stamps(database: Database, tables: Sequence[str]) -> list[bytes | None]
         tables: names, as SQL.
     """
     found = [_Table(**row) for row in _rows(database, _TABLES, ["text[]"], [*tables])]
-    stamps = {table.name: b"" for table in found if table.bytes == 0}
+    stamps: dict[str, bytes | None] = {table.name: b"" for table in found if table.bytes == 0}
     stamps |= _stamps(database, [table for table in found if 0 < table.needed_map_bytes <= table.map_bytes])
     return [stamps.get(name) for name in tables]
 
