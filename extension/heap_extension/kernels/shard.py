@@ -111,9 +111,6 @@ class _Part(NamedTuple):
     start: int = _LEAST
     end: int = _GREATEST
 
-    def touches(self, selection: Selection) -> bool:
-        return self.start < selection["end"] and self.end > selection["start"]
-
     def is_inside(self, selection: Selection) -> bool:
         return self.start >= selection["start"] and self.end <= selection["end"]
 
@@ -130,6 +127,16 @@ class _Partitions(NamedTuple):
     state: bytes | None
     by_time: list[_Part]
     rest: _Part | None
+
+    def touched(self, start: int, end: int) -> list[_Part]:
+        """Those with events from an instant to before another."""
+        touched = [part for part in self.by_time if part.start < end and part.end > start]
+        covered = start
+        for part in touched:
+            if part.start > covered:
+                break
+            covered = part.end
+        return touched if covered >= end or self.rest is None else [*touched, self.rest]
 
 
 class _Look(NamedTuple):
@@ -245,6 +252,7 @@ class Shard:
         self._relation = int(relation)
         self._names: _Names | None = None
         self._looked: _Look | None = None
+        self._touched: dict[tuple[int, int], list[_Part]] = {}
         self._stamps: dict[str, bytes | None] = {}
         self._packs: Packs | None = None
         self._expected: Sequence[Selection] = ()
@@ -446,14 +454,10 @@ class Shard:
         partitions, readable, *_ = self._look()
         if not readable or len(scan["where"]) > 1:
             return [self._everything()]
-        touched = [part for part in partitions.by_time if part.touches(selection)]
-        covered = selection["start"]
-        for part in touched:
-            if part.start > covered:
-                break
-            covered = part.end
-        rest = partitions.rest
-        return touched if covered >= selection["end"] or rest is None else [*touched, rest]
+        between = selection["start"], selection["end"]
+        if between not in self._touched:
+            self._touched[between] = partitions.touched(*between)
+        return self._touched[between]
 
     def _look(self) -> _Look:
         """What is looked up once: with it, that the names kept in the session are still those of the tables."""
