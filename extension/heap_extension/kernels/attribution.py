@@ -13,7 +13,7 @@ import numpy.typing as npt
 from heap_extension.kernels.activity import Bool, differs
 from heap_extension.kernels.events import Events, Int64
 from heap_extension.kernels.population import Coded, Population, PopulationAsked, coded, combined
-from heap_extension.kernels.shard import NULL, Database, Selection, Shard, Users
+from heap_extension.kernels.shard import NULL, Database, Periods, Selection, Shard, Users
 from heap_extension.kernels.spans import EVENTS_PER_SPAN, portions
 from heap_extension.kernels.totals import EXACT, Totals, added_up
 from heap_extension.kernels.touches import (
@@ -28,8 +28,8 @@ from heap_extension.kernels.touches import (
 
 __all__ = ["credited_touches"]
 
-_EVENTS_PER_CONVERSION = 150
-"""Reading all events takes as long as looking up the users of conversions where there are so many events for each."""
+_EVENTS_PER_PERIOD = 30
+"""Reading all events takes as long as looking up periods before conversions where there are so many events for each."""
 
 _SESSION = "session_id::text"
 _NOTHING = -1
@@ -107,8 +107,9 @@ def _totals(shard: Shard, population: Population, asked: _Specification) -> Iter
         converted = np.unique(conversions.events.users)
         if len(converted) == 0:
             continue
-        few = len(conversions.events.users) * _EVENTS_PER_CONVERSION < (measured["size"] or 0)
-        spans, values, events = _spans(shard, asked, converted, converted if few else users, conversions)
+        periods = _periods(conversions.events, asked["window"])
+        few = len(periods.users) * _EVENTS_PER_PERIOD < (measured["size"] or 0)
+        spans, values, events = _spans(shard, asked, converted, periods if few else users, conversions)
         touches = touches_of_spans(spans)
         own = values.codes[len(spans.users) :] if asked["are_touches"] else np.full(len(conversions.outside), _NOTHING)
         own = np.where(conversions.outside, _NOTHING, own)
@@ -148,8 +149,16 @@ def _conversions(shard: Shard, population: Population, asked: _Specification, us
     return _Read(events, sessions, outside, more[1:], amounts)
 
 
+def _periods(conversions: Events, window: int) -> Periods:
+    """When touches of the conversions can have been."""
+    since = conversions.times - window
+    begins = differs(conversions.users)
+    begins[1:] |= since[1:] > conversions.times[:-1]
+    return Periods(conversions.users[begins], since[begins], conversions.times[np.roll(begins, -1)])
+
+
 def _spans(
-    shard: Shard, asked: _Specification, converted: Int64, users: Users | None, conversions: _Read
+    shard: Shard, asked: _Specification, converted: Int64, users: Users | Periods | None, conversions: _Read
 ) -> tuple[Spans, Coded, Int64]:
     """What the touches of users who converted come to; their values as numbers, and behind them those of conversions;
     and the number of events in each."""

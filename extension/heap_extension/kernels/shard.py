@@ -24,7 +24,7 @@ import numpy as np
 from heap_extension.kernels.events import Events, Int64, changes, joined, nothing, united
 from heap_extension.kernels.packs import Packs
 
-__all__ = ["NULL", "Between", "Database", "Query", "Scan", "Selection", "Shard", "Users"]
+__all__ = ["NULL", "Between", "Database", "Periods", "Query", "Scan", "Selection", "Shard", "Users"]
 
 NULL = b"\xff"
 """Stands for null among texts: no UTF-8 has this byte. A zero byte, which no text has, parts them."""
@@ -85,6 +85,18 @@ class Between(NamedTuple):
     last: int
 
 
+class Periods(NamedTuple):
+    """Of each user the instants from one to another, both included: microseconds. Those of a user have none in common.
+
+    Attributes:
+        users, since, until: int64[n].
+    """
+
+    users: Int64
+    since: Int64
+    until: Int64
+
+
 Users = Between | Int64
 """Whose events are read: those of a range, or of a list of few."""
 
@@ -134,11 +146,13 @@ class _Partitions(NamedTuple):
 
 
 class _Parameter(NamedTuple):
-    """A parameter of a query: its type, and the condition that it stands in."""
+    """A parameter of a query: its type, and the condition that it stands in; or, of rows that the events are joined to,
+    what stands before their table."""
 
     type: str
     value: Any
     condition: str = ""
+    joined: str = ""
 
 
 _MAX_KEPT = 1_000_000
@@ -224,14 +238,14 @@ class Shard:
         return found
 
     def grouped(
-        self, selection: Selection, by: Sequence[str], aggregates: Sequence[str], users: Users | None = None
+        self, selection: Selection, by: Sequence[str], aggregates: Sequence[str], users: Users | Periods | None = None
     ) -> tuple[list[Int64], list[list[bytes]]]:
-        """The events of a selection in groups, in no order. A group comes once per partition and scan.
+        """The events of a selection in groups, in no order. A group comes once per partition, scan and period.
 
         Args:
             by: columns of type bigint, which with the selection's values make a group; nulls come as 0.
             aggregates: what is read of each group, SQL of type bigint or timestamptz that gives no nulls.
-            users: whose; None for everybody's.
+            users: whose, or of which periods; None for everybody's.
 
         Returns:
             The columns and the aggregates, and the values.
@@ -249,7 +263,7 @@ class Shard:
         found: list[tuple[list[Int64], list[list[bytes]]]] = [(nothing_found, [[] for _ in names])]
         for scan in selection["scans"]:
             for part in self._parts(scan, selection):
-                bounds = [*([] if part.is_inside(selection) else _times(selection)), *_of_any_order(users)]
+                bounds = [*([] if part.is_inside(selection) else _times(selection)), *_of_any_order(users, part)]
                 query = f"SELECT {', '.join(shown)} FROM {self._matching(part, scan, bounds)} GROUP BY {group_by}"
                 found.append(self._columns(query, numbers, bounds, names))
         return (
@@ -347,8 +361,9 @@ class Shard:
     def _matching(self, part: _Part, scan: Scan, bounds: Sequence[_Parameter]) -> str:
         """What stands behind FROM: the events of a part that fulfil the condition and the bounds."""
         where = [f"({self._text(scan['where'])})"]
-        where += [bound.condition.format(f"${at}") for at, bound in enumerate(bounds, start=1)]
-        return f"{part.table} AS {self._database.quote_ident(scan['alias'])} WHERE {' AND '.join(where)}"
+        where += [bound.condition.format(f"${at}") for at, bound in enumerate(bounds, start=1) if bound.condition]
+        joined_to = "".join(bound.joined.format(f"${at}") for at, bound in enumerate(bounds, start=1))
+        return f"{joined_to}{part.table} AS {self._database.quote_ident(scan['alias'])} WHERE {' AND '.join(where)}"
 
     def _columns(
         self, query: str, numbers: Sequence[str], bounds: Sequence[_Parameter], texts: Sequence[str] = ()
@@ -472,12 +487,38 @@ def _of_users(users: Users | None) -> list[_Parameter]:
     return [_Parameter("text", f"{{{ids}}}", "user_id = ANY ({}::pg_catalog.int8[])")]
 
 
-def _of_any_order(users: Users | None) -> list[_Parameter]:
+def _of_any_order(users: Users | Periods | None, part: _Part) -> list[_Parameter]:
     """As `_of_users`, for reads in no order: no index is worth going through the table by for a range of users."""
+    if isinstance(users, Periods):
+        return _of_periods(users, part)
     bounds = _of_users(users)
     if isinstance(users, Between):
         return [bound._replace(condition=bound.condition.replace("user_id", "user_id + 0")) for bound in bounds]
     return bounds
+
+
+def _of_periods(periods: Periods, part: _Part) -> list[_Parameter]:
+    """Those that the part touches."""
+    kept = np.flatnonzero((periods.until >= part.start) & (periods.since < part.end))
+    user, since, until = (f"{{{','.join(map(str, column[kept].tolist()))}}}" for column in periods)
+    return [
+        _Parameter("text", user, "user_id = asked_user", "unnest({}::pg_catalog.int8[], "),
+        _Parameter("text", since, f"time >= {_instant_of('asked_since')}", "{}::pg_catalog.int8[], "),
+        _Parameter(
+            "text",
+            until,
+            f"time <= {_instant_of('asked_until')}",
+            "{}::pg_catalog.int8[]) AS asked (asked_user, asked_since, asked_until) CROSS JOIN ",
+        ),
+    ]
+
+
+def _instant_of(microseconds: str) -> str:
+    """SQL for the timestamptz of microseconds since 2000; days apart, so that it is exact."""
+    return (
+        f"('2000-01-01 00:00+00'::timestamptz + {microseconds} / 86400000000 * interval '24:00:00'"
+        f" + {microseconds} % 86400000000 * interval '1 microsecond')"
+    )
 
 
 def _instant(sent: bytes | None, without: int) -> int:
