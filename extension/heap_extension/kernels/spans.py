@@ -182,7 +182,7 @@ def portions(items: Int64, sizes: Int64, size: int) -> Iterator[Int64]:
     Args:
         items: int64[n], such as users, several times each.
         sizes: int64[n]: what each time adds, such as events.
-        size: of a portion, unless one item alone is larger.
+        size: of a portion, beyond its first item.
     """
     distinct, places = np.unique(items, return_inverse=True)
     before = np.cumsum(np.bincount(places, weights=sizes, minlength=len(distinct))) // size
