@@ -72,6 +72,7 @@ _COUNTED = [
     "retention from {0} to {1} by day for 9 days in 24 hour windows at least 2 times",
     "retention from any to {0} by day for 9 days streak",
     "sessions", "sessions by day", "sessions by week group by country, user.plan",
+    "sessions by day group by country, path top 1", "sessions group by entry path top 2",
     "sessions where path != '/b' by day group by entry path", "sessions by month group by exit country, path, entry path",
     *(f"attribution of {{0}} to path by {model} within 1 day" for model in ("first", "last", "linear", "position")),
     "attribution of {0} to country, path by linear", "attribution of {0} to path from {1} within 1 hour",

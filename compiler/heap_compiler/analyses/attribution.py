@@ -152,7 +152,13 @@ def _kernel(plan: AttributionPlan) -> exp.Select:
         "schema": plan.schema,
         "conversions": reads.selection(plan.conversion, plan.converted, conversions, shards=shards, values=amount),
         "touches": reads.selection(
-            plan.touch, plan.touched, touches, shards=shards, values=values, extra=[_has_value(values.values())]
+            plan.touch,
+            plan.touched,
+            touches,
+            shards=shards,
+            values=values,
+            extra=[_has_value(values.values())],
+            ordered=False,
         ),
         "are_touches": plan.any_touches,
         "model": plan.model,

@@ -34,6 +34,7 @@ from heap_compiler.groups import (
     group_values,
     join_user_values,
     shown_groups,
+    top_groups,
 )
 from heap_compiler.passes.choose_strategy import choose_counting
 from heap_compiler.ranges import TimeRange, bucket_starts
@@ -43,6 +44,7 @@ from heap_compiler.sql import (
     any_of,
     cast,
     column,
+    function,
     is_set,
     join,
     named,
@@ -97,7 +99,6 @@ def bind_sessions(statement: syntax.AnalysisStatement, binder: Binder) -> Sessio
     zone = binder.catalog.time_zone
     buckets = [] if by is None else bucket_starts(binder.time_range, by.unit, zone, by.span)
     event = binder.event(syntax.AnyEvent(span=statement.span), "any")
-    known = binder.top is None and len(event.alternatives) == 1
     return SessionsPlan(
         schema=binder.catalog.schema,
         event=event,
@@ -106,17 +107,21 @@ def bind_sessions(statement: syntax.AnalysisStatement, binder: Binder) -> Sessio
         users=binder.users,
         group_keys=binder.session_group_keys,
         top=binder.top,
-        choice=choose_counting([event], binder.catalog, known=known),
+        choice=choose_counting([event], binder.catalog, known=len(event.alternatives) == 1),
     )
 
 
 def lower_sessions(plan: SessionsPlan) -> exp.Query:
     """One row per bucket and group."""
     ctes: list[tuple[str, exp.Query]] = []
-    if plan.top is not None:
-        ctes.append(("top_groups", _top_groups(plan, plan.top)))
     if plan.choice.vector:
+        if plan.top is not None:
+            sizes = counted_by_kernels("bucket_number", {"sessions": 1}, plan.group_keys, kernel="kernel_of_all")
+            ctes += [("kernel_of_all", _kernel(plan, whole=True)), ("sizes", sizes)]
+            ctes.append(("top_groups", top_groups("sizes", exp.Sum(this=column("sessions")), plan.top)))
         ctes.append(("kernel", _kernel(plan)))
+    elif plan.top is not None:
+        ctes.append(("top_groups", _top_groups(plan, plan.top)))
     ctes.append(("counted", _counted_by_kernels(plan) if plan.choice.vector else _counted(plan)))
     buckets = numbered_times(plan.bounds, "buckets", time="bucket", number="bucket_number")
     same = exp.EQ(this=column("bucket_number", "counted"), expression=column("bucket_number", "buckets"))
@@ -155,8 +160,9 @@ def lower_sessions(plan: SessionsPlan) -> exp.Query:
     return with_ctes(query, [*ctes, *groups.ctes])
 
 
-def _kernel(plan: SessionsPlan) -> exp.Select:
-    """Per shard, bucket and group a row `totals` of type heap._kernel_totals."""
+def _kernel(plan: SessionsPlan, *, whole: bool = False) -> exp.Select:
+    """Per shard, bucket and group a row `totals` of type heap._kernel_totals; or `whole`, of the range as one bucket
+    and of all groups, also where only the `top_groups` are asked for."""
     reads = Reads(plan.schema)
     (alias,) = sessions_sources(plan)
     of_events = [key for key in plan.group_keys if not key.of_user]
@@ -169,13 +175,19 @@ def _kernel(plan: SessionsPlan) -> exp.Select:
             shards=plan.choice.shards,
             values=event_values(plan.group_keys),
             extra=[is_set(column("session_id"))],
+            ordered=False,
         ),
         "pages": [key.page for key in of_events],
-        "bounds": instants(plan.bounds),
+        "bounds": instants([plan.read.start] if whole else plan.bounds),
+        "top": None,
         **reads.population(plan.group_keys, plan.users),
         "slice": SLICE,
     }
-    return kernel_query("heap._sessions_kernel", specification, reads)
+    computed = {}
+    if plan.top is not None and not whole:
+        each = function("to_jsonb", column("group_values"))
+        computed["top"] = exp.Subquery(this=select([function("jsonb_agg", each)], "top_groups"))
+    return kernel_query("heap._sessions_kernel", specification, reads, computed)
 
 
 def _counted_by_kernels(plan: SessionsPlan) -> exp.Select:

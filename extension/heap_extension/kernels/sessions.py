@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 import numpy as np
 
 from heap_extension.kernels.activity import bucket_numbers
 from heap_extension.kernels.events import Int64
-from heap_extension.kernels.population import Population, PopulationAsked
+from heap_extension.kernels.population import Coded, Population, PopulationAsked
 from heap_extension.kernels.shard import NULL, Database, Selection, Shard, Users
 from heap_extension.kernels.spans import EVENTS_PER_SPAN, NEVER, Page, Sessions, Spans, counted, portions, sessions
 from heap_extension.kernels.totals import Totals, added_up
@@ -32,6 +32,7 @@ class _Specification(PopulationAsked):
         events: what is read; all of them are in a session.
         pages: for each key that is a value of an event, of which event of a session.
         bounds: where the buckets begin.
+        top: the groups that are kept, the others being one without any values; None for all.
         slice: how many events are in memory at once, about.
     """
 
@@ -39,6 +40,7 @@ class _Specification(PopulationAsked):
     events: Selection
     pages: list[Page]
     bounds: list[int]
+    top: list[list[str | None]] | None
     slice: int
 
 
@@ -66,12 +68,12 @@ def _totals(shard: Shard, population: Population, asked: _Specification) -> Iter
             for portion in portions(found.users[of_tied], found.events[of_tied], asked["slice"]):
                 events, their_values = _single_events(shard, asked, portion)
                 alone = sessions(events, asked["pages"], single=True)
-                yield from _counted(alone, their_values, population, asked["bounds"])
-        yield from _counted(found.at(np.flatnonzero(kept)), values, population, asked["bounds"])
+                yield from _counted(alone, their_values, population, asked)
+        yield from _counted(found.at(np.flatnonzero(kept)), values, population, asked)
 
 
 def _counted(
-    found: Sessions, values: Sequence[list[bytes]], population: Population, bounds: list[int]
+    found: Sessions, values: Sequence[list[bytes]], population: Population, asked: _Specification
 ) -> Iterator[Totals]:
     """The totals of these sessions, whose values are those of their spans."""
     own = [
@@ -79,13 +81,23 @@ def _counted(
         for texts, source in zip(values, found.sources, strict=True)
     ]
     groups = population.groups(found.users, own)
-    buckets = bucket_numbers(found.firsts, np.array(bounds, np.int64))
+    if groups is not None and asked["top"] is not None:
+        groups = _folded(groups, {tuple(group) for group in asked["top"]})
+    buckets = bucket_numbers(found.firsts, np.array(asked["bounds"], np.int64))
     counts, lasting = counted(found, buckets, None if groups is None else groups.codes)
     for bucket, group, numbers, durations in zip(
         counts.buckets.tolist(), counts.groups.tolist(), counts.values.tolist(), lasting, strict=True
     ):
         labels = None if groups is None else list(groups.labels[group])
         yield Totals(bucket, labels, numbers, durations.astype("<i8").tobytes())
+
+
+def _folded(groups: Coded, top: Set[tuple[str | None, ...]]) -> Coded:
+    """The groups, those that are not among the top as one."""
+    kept = [number for number, label in enumerate(groups.labels) if label in top]
+    numbers = np.full(len(groups.labels), len(kept), np.int64)
+    numbers[kept] = np.arange(len(kept))
+    return Coded(numbers[groups.codes], [*(groups.labels[number] for number in kept), ()])
 
 
 def _spans(shard: Shard, asked: _Specification, users: Users | None) -> tuple[Spans, list[list[bytes]]]:
