@@ -166,6 +166,10 @@ def _kernel(plan: SessionsPlan, *, whole: bool = False) -> exp.Select:
     reads = Reads(plan.schema)
     (alias,) = sessions_sources(plan)
     of_events = [key for key in plan.group_keys if not key.of_user]
+    values = {
+        name: value if key.page is None else exp.Case(ifs=[exp.If(this=_is_pageview(), true=value)])
+        for key, (name, value) in zip(of_events, event_values(plan.group_keys).items(), strict=True)
+    }
     specification = {
         "schema": plan.schema,
         "events": reads.selection(
@@ -173,7 +177,7 @@ def _kernel(plan: SessionsPlan, *, whole: bool = False) -> exp.Select:
             plan.read,
             alias,
             shards=plan.choice.shards,
-            values=event_values(plan.group_keys),
+            values=values,
             extra=[is_set(column("session_id"))],
             ordered=False,
         ),
@@ -287,10 +291,9 @@ def _gives_group(key: GroupKey) -> exp.Expr:
 
 def _events(plan: SessionsPlan) -> exp.Query:
     """The events that belong to a session. Where a group is read off one of them, they are numbered in it."""
-    is_pageview = exp.EQ(this=column("type"), expression=text("pageview"))
     columns = {
         **{name: column(name) for name in (*EVENT_ORDER, "session_id")},
-        "is_pageview": is_pageview,
+        "is_pageview": _is_pageview(),
         **event_values(plan.group_keys),
     }
     in_session = [is_set(column("session_id")), *of_users(plan.users)]
@@ -306,6 +309,10 @@ def _events(plan: SessionsPlan) -> exp.Query:
     if "exit" in pages:
         numbers.append(named(_over_session(_count_where(column("is_pageview")), ordered=False), "all_pageviews"))
     return select([exp.Star(), *numbers], subquery(events, "session_event"))
+
+
+def _is_pageview() -> exp.Expr:
+    return exp.EQ(this=column("type"), expression=text("pageview"))
 
 
 def _over_session(aggregate: exp.Expr, *, ordered: bool) -> exp.Window:
