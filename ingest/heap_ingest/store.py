@@ -160,8 +160,10 @@ class Store:
         connection.execute(_STAGING)
         connection.execute(_USER_STAGING)
 
-    def positions(self, partitions: Sequence[int], first: Callable[[int], int]) -> dict[int, int]:
-        """The next message of each partition to be stored; of one that is new, `first` says which that is."""
+    def positions(
+        self, partitions: Sequence[int], first: Callable[[Sequence[int]], Mapping[int, int]]
+    ) -> dict[int, int]:
+        """The next message of each partition to be stored; of those that are new, `first` says which that is."""
         assert self._log is not None
         query = (
             "SELECT partition, next_offset FROM heap.ingest_offset"
@@ -170,10 +172,11 @@ class Store:
         known = dict(self._connection.execute(query, (*self._log, list(partitions))).fetchall())
         new = sorted(set(partitions) - set(known))
         if new:
+            begins = first(new)
             self._connection.execute(
                 "INSERT INTO heap.ingest_offset (cluster, topic, partition, next_offset)"
                 " SELECT %s, %s, * FROM unnest(%s::int[], %s::bigint[]) ON CONFLICT DO NOTHING",
-                (*self._log, new, [first(partition) for partition in new]),
+                (*self._log, new, [begins[partition] for partition in new]),
             )
             known = dict(self._connection.execute(query, (*self._log, list(partitions))).fetchall())
         return known
