@@ -387,7 +387,7 @@ class _EventReader(_Reader):
         super().__init__(origin, limits)
         self._ranks: defaultdict[tuple[int, datetime], int] = defaultdict(int)
 
-    def together(self, events: list[Any]) -> list[tuple[int, bytes]] | None:
+    def together(self, events: Sequence[Any]) -> list[tuple[int, bytes]] | None:
         """All events of a request, just as `message` and `encode` give them one by one; None when they have to be taken
         one by one, since something is to be rejected, taken out or looked at more closely.
 
@@ -452,7 +452,7 @@ class _EventReader(_Reader):
             return given
         return [None if value is None else self._id(what, value) for value in given]
 
-    def _are_plain(self, events: list[Any]) -> bool:
+    def _are_plain(self, events: Sequence[Any]) -> bool:
         """Whether `properties` has nothing to say about any of theirs. Objects and arrays in them it has to see."""
         kinds = set(map(_get_kind, events))
         of_page = {kind for kind in kinds if is_of_page(*kind)}
@@ -462,7 +462,7 @@ class _EventReader(_Reader):
             self._are_plain_of([event for event in events if _get_kind(event) not in of_page], False)
         )
 
-    def _are_plain_of(self, events: list[Any], of_page: bool) -> bool:
+    def _are_plain_of(self, events: Sequence[Any], of_page: bool) -> bool:
         limits = self.limits
         given = list(filter(None, map(_get_properties, events)))
         if not given:
@@ -606,7 +606,7 @@ def _settle_anonymous(event: Any) -> None:
     event.anonymous_id = None
 
 
-def _assign(events: list[Any], before: list[Any], values: list[Any]) -> None:
+def _assign(events: Sequence[Any], before: list[Any], values: list[Any]) -> None:
     """Gives events these users, times, ids and sessions, where those are not the ones from before."""
     for name, old, new in zip(_RESOLVED, before, values, strict=True):
         if new is not old:

@@ -6,6 +6,7 @@ Clients leave these out; here they are dropped once more, before Kafka, since th
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any
@@ -79,7 +80,7 @@ def redact_event(event: Any) -> int:
     return changed
 
 
-def has_secrets(events: list[Any]) -> bool:
+def has_secrets(events: Sequence[Any]) -> bool:
     """Whether `redact_event` might change any of these events; it is asked of their different values, which are few."""
     texts = set(map(_get_text, events))
     texts.discard(None)
