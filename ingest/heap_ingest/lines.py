@@ -90,27 +90,26 @@ def captured_lines(message: CapturedMessage, added: Mapping[str, str]) -> Iterat
         message: of `decode_for_lines`.
         added: as of `event_line`.
     """
-    if type(message) is not _PlainMessage:
-        for position in range(len(message.events)):
-            event = message.single(position)
-            yield event.user_id, event.time, event_line(event, added, plain=False)
-        return
+    plain = type(message) is _PlainMessage
+    absent = _NULL if plain else None
     given = [(name, text) for name, text in added.items() if name in _ABSENT]
     others = {name: text for name, text in added.items() if name not in _ABSENT}
-    for event in message.events:
+    for position, event in enumerate(message.events):
+        user_id, time, kind, properties = event.user_id, event.time, event.type, event.properties
+        encoded = _encode({**others, **(properties or {})}).decode() if properties or others else "{}"
+        if not plain and ("\\" in encoded or _needs_escapes("".join([kind, *filter(None, _columns(event))]))):
+            yield user_id, time, event_line(message.single(position), added, plain=False)
+            continue
         for name, text in given:
-            if getattr(event, name) is _NULL:
+            if getattr(event, name) is absent:
                 setattr(event, name, text)
-        user_id, time, properties = event.user_id, event.time, event.properties
-        if others:
-            properties = {**others, **(properties or {})}
+        columns = _columns(event)
+        texts = "\t".join(columns if plain else [_NULL if text is None else text for text in columns])
         session = _NULL if event.session_id is None else event.session_id
-        texts = "\t".join(_columns(event))
-        encoded = _encode(properties).decode() if properties else "{}"
         yield (
             user_id,
             time,
-            f"{user_id}\t{_text(time)}\t{event.event_id}\t{session}\t{event.type}\t{texts}\t{encoded}",
+            f"{user_id}\t{_text(time)}\t{event.event_id}\t{session}\t{kind}\t{texts}\t{encoded}",
         )
 
 
@@ -148,6 +147,10 @@ def of_user(line: str, user_id: int) -> str:
     '8\\tclick'
     """
     return f"{user_id}\t{line.partition(chr(9))[2]}"
+
+
+def _needs_escapes(text: str) -> bool:
+    return "\\" in text or "\t" in text or "\n" in text or "\r" in text
 
 
 def _text(time: datetime) -> str:
