@@ -88,8 +88,12 @@ def entries(read: Read, first_user: int, last_user: int) -> Entries:
     found = [Entries(*np.zeros((4, 0), np.int64))]
     numbers = [root] if root else []
     for _ in range(level):
-        (pages,) = _along(read, numbers, len(numbers), last_user)
-        numbers = pages.children(first_user, last_user)
+        below, lowest = [], _LEAST
+        for pages in _along(read, numbers, len(numbers), last_user):
+            if len(pages.order):
+                below += pages.children(first_user, last_user, lowest)
+                lowest = int(pages.highest_users()[-1])
+        numbers = below
     found += [pages.entries() for pages in _along(read, numbers, _BATCH, last_user)]
     return Entries(*(np.concatenate(arrays) for arrays in zip(*found, strict=True))).between(first_user, last_user)
 
@@ -97,56 +101,59 @@ def entries(read: Read, first_user: int, last_user: int) -> Entries:
 def _along(read: Read, numbers: Sequence[int], batch: int, last_user: int) -> Iterator[_Pages]:
     """The pages of a level from the first of these on to the last that may have entries of users up to this one; read
     in batches, and one by one where they are not among the numbers."""
-    at = {number: position for position, number in enumerate(numbers)}
+    known = {number: position for position, number in enumerate(numbers)}
     number = numbers[0] if numbers else 0
     while number:
-        expected = numbers[at[number] : at[number] + batch] if number in at else [number]
-        data = [read(expected)]
-        pages = _Pages(data[0], len(expected))
-        position = {number: row for row, number in enumerate(expected)}
-        right, is_ignored = pages.right.tolist(), pages.is_ignored.tolist()
-        highest = pages.highest_users().tolist()
-        order = []
-        while number in position:
-            row = position[number]
-            if not is_ignored[row]:
-                order.append(row)
-            number = right[row]
-            if number not in at and not is_ignored[row] and highest[row] > last_user:
-                number = 0
-        pages.order = np.array(order, np.int64)
+        expected = numbers[known[number] : known[number] + batch] if number in known else [number]
+        pages = _Pages(read(expected), len(expected))
+        number = pages.put_in_order(expected)
         yield pages
+        if number not in known and len(pages.order) and pages.highest_users()[-1] > last_user:
+            return
 
 
 class _Pages:
     """Pages of one level.
 
     Attributes:
-        right: int64[n], the number of each page's right neighbour; 0 where it is the last.
-        is_ignored: bool[n].
-        order: the positions of those that are not, in the order of the level.
+        order: the positions of those with entries, in the order of the level.
     """
 
     def __init__(self, data: bytes, count: int) -> None:
         self._words = np.frombuffer(data, "<i8").reshape(count, -1)
         self._quarters = self._words.view("<u4")
-        self.right = self._quarters[:, -3].astype(np.int64)
-        self.is_ignored = (self._quarters[:, -1] & _IGNORED) != 0
-        self.order = np.flatnonzero(~self.is_ignored)
+        self._right = self._quarters[:, -3].astype(np.int64)
+        self._is_ignored = (self._quarters[:, -1] & _IGNORED) != 0
+        self.order = np.flatnonzero(~self._is_ignored)
+
+    def put_in_order(self, numbers: Sequence[int]) -> int:
+        """Along their right neighbours, from the first of these pages on; the first neighbour that is none of them."""
+        if not self._is_ignored.any() and self._right[:-1].tolist() == numbers[1:]:
+            return int(self._right[-1])
+        position = {number: at for at, number in enumerate(numbers)}
+        order, number = [], numbers[0]
+        while number in position:
+            order.append(position[number])
+            number = int(self._right[order[-1]])
+        self.order = np.array([at for at in order if not self._is_ignored[at]], np.int64)
+        return number
 
     def highest_users(self) -> Int64:
-        """The user of each page's high key, which no entry of it is above; any of the last page and of ignored ones."""
-        pointers = self._quarters[:, _HEADER // 4].astype(np.int64)
-        at = np.minimum(((pointers & 0x7FFF) >> 3) + 1, self._words.shape[1] - 1)
-        users: Int64 = self._words[np.arange(len(at)), at]
+        """In order, the user of each page's high key, which no entry of it is above; any of the level's last page."""
+        pointers = self._quarters[self.order, _HEADER // 4].astype(np.int64)
+        users: Int64 = self._words[self.order, np.minimum(((pointers & 0x7FFF) >> 3) + 1, self._words.shape[1] - 1)]
         return users
 
-    def children(self, first_user: int, last_user: int) -> list[int]:
-        """The pages of the level below that have entries of these users, in order; at least one."""
+    def children(self, first_user: int, last_user: int, lowest_user: int) -> list[int]:
+        """The pages of the level below that have entries of these users, in order; at least one.
+
+        Args:
+            lowest_user: none of these pages has entries of users below.
+        """
         words = self._words.reshape(-1)
         at, firsts = self._begins()
         lowest = words[np.minimum(at + 1, len(words) - 1)]
-        lowest[firsts] = [_LEAST, *self.highest_users()[self.order[:-1]].tolist()]  # the first of a page has no key
+        lowest[firsts] = [lowest_user, *self.highest_users()[:-1].tolist()]  # the first of a page has no key
         begin = max(int(np.searchsorted(lowest, first_user, side="left")) - 1, 0)
         end = max(int(np.searchsorted(lowest, last_user, side="right")), begin + 1)
         return [int(number) for number in _pages(words[at[begin:end]])]
@@ -173,7 +180,7 @@ class _Pages:
         counts = (self._words.view("<u2")[self.order, 6].astype(np.int64) - _HEADER) // 4
         slots = np.arange(max(int(counts.max(initial=0)), 1))
         is_entry = slots < counts[:, None]
-        is_entry[:, 0] &= self.right[self.order] == 0  # the others' first is their high key
+        is_entry[:, 0] &= self._right[self.order] == 0  # the others' first is their high key
         pointers = self._quarters[self.order, _HEADER // 4 : _HEADER // 4 + len(slots)]
         at = ((pointers & 0x7FFF) >> 3) + (self.order * self._words.shape[1])[:, None]
         ends = np.cumsum(is_entry.sum(axis=1))
