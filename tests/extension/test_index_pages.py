@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
 from heap_extension.cluster import Cluster
@@ -187,12 +188,12 @@ def test_rows_of_unvacuumed_pages_are_found_by_their_places(server: str, writer:
     with _snapshot(server) as connection:
         reader = _Reader(connection)
         assert reader.read() == reader.scanned()
-        assert reader.looked_up == [0], "only the one that counts as a use of the index"
+        assert reader.looked_up[1:] == [], "only nobody, which counts as a use of the index"
     writer.execute(f"UPDATE {_TABLE} SET title = 'moved within its page' WHERE user_id = 9".encode())
     with _snapshot(server) as connection:
         reader = _Reader(connection)
         assert reader.read() == reader.scanned()
-        assert reader.looked_up == [0, 9], "whose rows are no more where the index says"
+        assert reader.looked_up[1:] == [9], "whose rows are no more where the index says"
 
 
 def test_an_index_that_is_replaced_is_found_again(server: str, writer: psycopg.Connection[Any]) -> None:
@@ -251,7 +252,82 @@ def test_an_index_that_covers_columns(server: str, writer: psycopg.Connection[An
         writer.execute(f"CREATE INDEX of_a ON {_TABLE} (user_id, time, event_id) WHERE path = '/a'".encode())
 
 
-def test_serializable_transactions_scan_the_index(server: str, writer: psycopg.Connection[Any]) -> None:
-    with psycopg.connect(server) as connection:
-        connection.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
-        assert _Reader(connection).read() is None
+@pytest.fixture
+def analyst(dsn: str) -> Iterator[psycopg.Connection[Any]]:
+    """A session of a role that may read an app, of whose one event there are as many as pages are read for."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        on_citus = connection.execute("SELECT heap._has_citus()").fetchone() == (True,)
+        connection.execute("SELECT heap.create_app('paging', shard_count => %s)", (1 if on_citus else None,))
+        connection.execute("SELECT heap.make_partitions('paging', '2026-01-01', '2026-01-31')")
+        connection.execute("SELECT set_config('heap.app', 'paging', false)")
+        _insert(connection, 1, 20_000)
+        connection.execute("SELECT heap.define_event('A', %s)", ("pageview where path = '/a'",))
+        connection.execute("VACUUM (ANALYZE) paging.events")
+        connection.execute("DROP ROLE IF EXISTS pager")
+        connection.execute("CREATE ROLE pager LOGIN PASSWORD 'of the test'")
+        try:
+            connection.execute("GRANT heap_paging_read TO pager")
+            with psycopg.connect(make_conninfo(dsn, user="pager", password="of the test"), autocommit=True) as analyst:
+                analyst.execute("SELECT set_config('heap.app', 'paging', false)")
+                yield analyst
+        finally:
+            connection.execute("DROP OWNED BY pager")
+            connection.execute("SELECT heap.drop_app('paging')")
+            connection.execute("DROP ROLE pager")
+
+
+def _insert(connection: psycopg.Connection[Any], first: int, last: int) -> None:
+    connection.execute(
+        "INSERT INTO paging.events (user_id, time, event_id, type, path) SELECT mod(n * 7919, 300),"
+        " timestamptz '2026-01-01 00:00+00' + interval '2 minutes' * mod(n, 20000), n, 'pageview', '/a'"
+        " FROM generate_series(%s::bigint, %s::bigint) AS n",
+        (first, last),
+    )
+
+
+_TREND = "trend users of \"A\", count of \"A\" by day from '2026-01-01' to '2026-01-31'"
+
+
+def test_kernels_read_pages_for_whoever_may_read_the_events(dsn: str, analyst: psycopg.Connection[Any]) -> None:
+    def answer(strategy: str) -> list[str]:
+        with analyst.transaction():
+            analyst.execute("SELECT set_config('heap.strategy', %s, true)", (strategy,))
+            return sorted(str(row) for row in analyst.execute("SELECT heap.query(%s)", (_TREND,)))
+
+    with psycopg.connect(dsn, autocommit=True) as owner:
+        owner.execute("SELECT set_config('heap.app', 'paging', false)")
+        delete = "DELETE FROM paging.events WHERE event_id = 77"
+        for at, change in enumerate(["SELECT", delete, "SELECT heap.delete_user(5)"]):
+            owner.execute(change.encode())
+            _insert(owner, 30_000 + at, 30_000 + at)
+            assert answer("vector") == answer("merge")
+        owner.execute("REVOKE EXECUTE ON FUNCTION heap._pages FROM heap_paging_read")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="_pages"):
+            answer("vector")
+
+
+def test_pages_are_of_what_the_session_may_read(analyst: psycopg.Connection[Any], dsn: str) -> None:
+    """Of indexes of tables, and maps of tables, but of no table itself; and superusers' sessions get none by this."""
+    count = "SELECT count(*) FROM heap._pages(%s, %s, '{0}')"
+    asked = [
+        ("pg_catalog.pg_class_oid_index", "main", 1),
+        ("pg_catalog.pg_class", "vm", 1),
+        ("pg_catalog.pg_class", "main", 0),
+        ("pg_catalog.pg_class_oid_index", "fsm", 0),
+        ("pg_catalog.pg_authid", "vm", 0),
+        ("pg_catalog.pg_authid_oid_index", "main", 0),
+        ("no.such_table", "vm", 0),
+    ]
+    for relation, fork, expected in asked:
+        assert analyst.execute(count, (relation, fork)).fetchone() == (expected,), relation
+    with psycopg.connect(dsn, autocommit=True) as owner:
+        assert owner.execute(count, ("pg_catalog.pg_class_oid_index", "main")).fetchone() == (0,)
+        try:
+            owner.execute("CREATE TABLE public.hidden (number int PRIMARY KEY)")
+            owner.execute("GRANT SELECT ON public.hidden TO pager")
+            owner.execute("INSERT INTO public.hidden VALUES (1)")
+            assert analyst.execute(count, ("public.hidden_pkey", "main")).fetchone() == (1,)
+            owner.execute("ALTER TABLE public.hidden ENABLE ROW LEVEL SECURITY")
+            assert analyst.execute(count, ("public.hidden_pkey", "main")).fetchone() == (0,)
+        finally:
+            owner.execute("DROP TABLE public.hidden")

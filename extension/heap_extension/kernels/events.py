@@ -54,6 +54,13 @@ class Events:
         lengths = np.diff(begins, append=len(self.users))
         return self.at(np.flatnonzero(np.repeat(np.isin(self.users[begins], users), lengths)))
 
+    def of_few(self, users: Int64) -> Events:
+        """The events of these users, rising, each of whom is looked for."""
+        begins = self.users.searchsorted(users)
+        lengths = self.users.searchsorted(users, side="right") - begins
+        ends = np.cumsum(lengths)
+        return self.at(np.arange(lengths.sum(), dtype=np.int64) + np.repeat(begins - ends + lengths, lengths))
+
 
 def changes(values: Int64) -> Int64:
     """The positions at which a rising array has a new value."""

@@ -99,6 +99,7 @@ class _Funnel:
         self._shard = shard
         self._asked = asked
         self._population = Population(shard, asked)
+        shard.expect([step["events"] for step in asked["steps"]])
 
     def chains(self) -> Iterator[tuple[Chains, Coded | None]]:
         """Every user's chain with its group, by slices of users that fit into memory."""

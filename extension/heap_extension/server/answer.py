@@ -20,11 +20,13 @@ from heap_compiler import (
 from heap_compiler.catalog import Strategy
 from heap_extension.server import apps, definitions, plans, segments, users
 from heap_extension.server.catalog import App, Database, DatabaseCatalog, rows
+from heap_extension.server.prepared import prepared
 
 __all__ = ["Answer", "answer"]
 
 _CACHE_SIZE = 256
-_compiled: dict[tuple[str, str, str | None, int, Strategy, int, int], tuple[CompiledQuery, list[str]]] = {}
+_Key = tuple[str, str, str | None, int, Strategy, int, int]
+_compiled: dict[_Key, tuple[CompiledQuery, list[str]]] = {}
 """Queries compiled before, each with the dormant events it names."""
 
 
@@ -90,7 +92,11 @@ def _answer(database: Database, request: str, arguments: list[str | None]) -> tu
         case "statement":
             return _statement(catalog, _compile(catalog, first, None))
         case "analysis":
-            return _statement(catalog, _compile(catalog, first, second))
+            asked_before = _key(app, first, second) in _compiled
+            compiled = _compile(catalog, first, second)
+            if asked_before and isinstance(compiled, CompiledQuery):
+                return "query", [prepared(database, compiled.sql)]
+            return _statement(catalog, compiled)
         case "kernel_reads":
             query = _compile(catalog, first, None)
             assert isinstance(query, CompiledQuery)
@@ -147,8 +153,7 @@ def _statement(catalog: DatabaseCatalog, compiled: Compiled) -> tuple[str, list[
 
 def _compile(catalog: DatabaseCatalog, text: str, keyword: str | None) -> Compiled:
     """Compiles, or finds the query compiled before: the same while no definition and no minute changes."""
-    app = catalog.app
-    key = (app.name, text, keyword, app.version, app.strategy, app.shards, int(app.now.timestamp()) // 60)
+    key = _key(catalog.app, text, keyword)
     if key in _compiled:
         kept, dormant = _compiled[key]
         _wake(catalog, dormant)
@@ -162,6 +167,11 @@ def _compile(catalog: DatabaseCatalog, text: str, keyword: str | None) -> Compil
                 _compiled.pop(next(iter(_compiled)))
             _compiled[key] = compiled, dormant
     return compiled
+
+
+def _key(app: App, text: str, keyword: str | None) -> _Key:
+    """What a compiled query depends on."""
+    return app.name, text, keyword, app.version, app.strategy, app.shards, int(app.now.timestamp()) // 60
 
 
 def _wake(catalog: DatabaseCatalog, dormant: list[str]) -> None:

@@ -50,7 +50,8 @@ BEGIN
     RETURN compiled.statements[1];
 END
 $$;
-COMMENT ON FUNCTION heap._analysis(text, text) IS 'SQL of an analysis whose first word may be left out';
+COMMENT ON FUNCTION heap._analysis(text, text) IS
+'SQL of an analysis whose first word may be left out. Asked again, the EXECUTE of what the session prepared';
 
 CREATE OR REPLACE FUNCTION heap._caller()
 RETURNS name

@@ -69,7 +69,7 @@ return page_stamps(plpy, tables)
 $python$;
 COMMENT ON FUNCTION heap._page_stamps(text[]) IS
 'For each table a value that is the same only as long as no row came or went and all are visible to everybody; null while some may not be, and where
-the session may not read';
+the session may not read; of no bytes for a table of no pages';
 
 CREATE OR REPLACE FUNCTION heap._make_pack(app text, relation text, packs text, place bigint, predicate text)
 RETURNS bigint
@@ -106,7 +106,7 @@ BEGIN
         INTO is_distributed USING app;
     END IF;
     SELECT coalesce(jsonb_agg(jsonb_build_object(
-        'relation', c.relname, 'stamp', md5(s.stamp), 'events', greatest(c.reltuples, 0)::bigint,
+        'relation', c.relname, 'stamp', md5(nullif(s.stamp, '')), 'events', greatest(c.reltuples, 0)::bigint,
         'written', pg_stat_get_tuples_inserted(c.oid) + pg_stat_get_tuples_updated(c.oid) + pg_stat_get_tuples_deleted(c.oid)
     )), '[]')
     INTO tables
