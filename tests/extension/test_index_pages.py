@@ -79,11 +79,15 @@ def server(postgres_cluster: Cluster) -> Iterator[str]:
         connection.execute("DROP SCHEMA paged CASCADE")
 
 
-@pytest.fixture
-def writer(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[psycopg.Connection[Any]]:
-    """Of the table, which has some events and was vacuumed; indexes of any size are read by their pages, few at a time."""
+@pytest.fixture(params=[0, 1_000], ids=["pages", "places"])
+def writer(
+    request: pytest.FixtureRequest, server: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[psycopg.Connection[Any]]:
+    """Of the table, which has some events and was vacuumed; indexes of any size are read by their pages, few at a time.
+    Rows that some may not see are looked for page by page, or one by one."""
     monkeypatch.setattr(index_pages, "_SMALL", 0)
     monkeypatch.setattr(index_pages, "_MOST_DOUBTFUL", 0)
+    monkeypatch.setattr(index_pages, "_ENTRIES_PER_PAGE", request.param)
     monkeypatch.setattr(btree, "_BATCH", 2)
     with psycopg.connect(server, autocommit=True) as connection:
         _fill(connection)
@@ -133,7 +137,7 @@ def _snapshot(server: str) -> Iterator[psycopg.Connection[Any]]:
         connection.rollback()
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(
     before=_steps,
     own=st.sampled_from([None, *(what for what in _CHANGES if what not in {"vacuum", "freeze"})]),

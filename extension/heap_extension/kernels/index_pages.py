@@ -38,6 +38,9 @@ _MAX_LOST = 1_000
 _MOST_DOUBTFUL = 8
 """Of so many entries one may be of a page that not all see all of; where there are more, the executor is as quick."""
 
+_ENTRIES_PER_PAGE = 3
+"""Places looked up in the time in which a page of the table is read."""
+
 _GONE = frozenset({"22023", "42P01", "58P01"})
 """Errors that PostgreSQL raises when a page, a table or index, or its file is not there any more."""
 
@@ -46,6 +49,7 @@ Bytes = npt.NDArray[np.uint8]
 _PLACE = np.dtype([("page", ">u4"), ("at", ">u2")])
 
 _NOBODY = np.array([-(2**63)])
+_NONE = np.zeros(0, np.int64)
 
 _MAX_KEPT = 10_000
 """Indexes that a session remembers."""
@@ -72,6 +76,14 @@ SELECT
 FROM pg_catalog.pg_index AS i
 WHERE i.indexrelid = $1 AND i.indrelid = pg_catalog.to_regclass($2) AND i.indisvalid
 """
+_ROWS_AT = """
+SELECT pg_catalog.string_agg(pg_catalog.tidsend(ctid), '') AS rows FROM {table} WHERE ctid = ANY ($1)
+"""
+_ROWS_BETWEEN = """
+SELECT pg_catalog.string_agg(pg_catalog.tidsend(found.ctid), '') AS rows
+FROM unnest($1, $2) AS r (first, behind)
+CROSS JOIN LATERAL (SELECT ctid FROM {table} WHERE ctid >= r.first AND ctid < r.behind OFFSET 0) AS found
+"""
 _WHOLE_MAP = """ARRAY(
     SELECT pg_catalog.generate_series(
         0, pg_catalog.pg_relation_size($2, 'vm') / pg_catalog.current_setting('block_size')::bigint - 1
@@ -93,6 +105,13 @@ class _Index(NamedTuple):
     map: Bytes
 
 
+class _Rows(NamedTuple):
+    """The places of all rows in some pages of a table that the snapshot sees."""
+
+    pages: Int64
+    places: Int64
+
+
 class IndexPages:
     """The indexes of a shard's partitions, in one call of a kernel, and so with one snapshot.
 
@@ -103,6 +122,7 @@ class IndexPages:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._rights: Mapping[str, Any] | None = None
+        self._rows: dict[str, _Rows] = {}
 
     def events(
         self, table: str, query: str, first_user: int, last_user: int, read_users: Callable[[Int64], Events]
@@ -184,7 +204,7 @@ class IndexPages:
         if len(doubtful) > _MAX_LOST and len(doubtful) * _MOST_DOUBTFUL > len(seen):
             return None
         places = Entries(*(array[doubtful] for array in found)).places
-        seen[doubtful] = np.isin(places, self._rows_at(table, places))
+        seen[doubtful] = self._are_rows(table, places)
         lost = np.unique(events.users[~seen])
         if len(lost) == 0:
             return events
@@ -192,14 +212,32 @@ class IndexPages:
             return None
         return joined([events.at(np.flatnonzero(~np.isin(events.users, lost))), read_users(lost)])
 
-    def _rows_at(self, table: str, places: Int64) -> Int64:
-        """Those of the places at which there is a row that the snapshot sees."""
-        asked = [f"({place >> 16},{place & 0xFFFF})" for place in places.tolist()]
-        query = f"SELECT pg_catalog.string_agg(pg_catalog.tidsend(ctid), '') AS at FROM {table} WHERE ctid = ANY ($1)"
-        (row,) = self._run(query, ["tid[]"], [asked])
-        rows = np.frombuffer(row["at"] or b"", _PLACE)
+    def _are_rows(self, table: str, places: Int64) -> npt.NDArray[np.bool_]:
+        """Whether at each of the places there is a row that the snapshot sees. Where they are many of a page, all its
+        rows are found, and remembered: other indexes of the table have entries there, too."""
+        known = self._rows.get(table, _Rows(_NONE, _NONE))
+        unknown = places[~np.isin(places >> 16, known.pages)]
+        pages = np.unique(unknown >> 16)
+        if len(unknown) < len(pages) * _ENTRIES_PER_PAGE:
+            rows = self._found(_ROWS_AT.format(table=table), [_text(unknown)])
+            return np.isin(places, np.append(known.places, rows))
+        if len(pages):
+            is_first = np.diff(pages, prepend=-2) != 1
+            firsts, behind = pages[is_first], pages[np.append(is_first[1:], True)] + 1
+            rows = self._found(_ROWS_BETWEEN.format(table=table), [_text(firsts << 16), _text(behind << 16)])
+            known = _Rows(np.append(known.pages, pages), np.append(known.places, rows))
+            self._rows[table] = known
+        return np.isin(places, known.places)
+
+    def _found(self, query: str, places: list[list[str]]) -> Int64:
+        (row,) = self._run(query, ["tid[]"] * len(places), places)
+        rows = np.frombuffer(row["rows"] or b"", _PLACE)
         found: Int64 = rows["page"].astype(np.int64) << 16 | rows["at"]
         return found
+
+
+def _text(places: Int64) -> list[str]:
+    return [f"({place >> 16},{place & 0xFFFF})" for place in places.tolist()]
 
 
 def _bits(pages: bytes, of: int) -> Bytes:
