@@ -106,7 +106,7 @@ class _Index(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """The places of all rows in some pages of a table that the snapshot sees."""
+    """The places of all rows in some pages of a table that the snapshot sees; both rising."""
 
     pages: Int64
     places: Int64
@@ -216,24 +216,33 @@ class IndexPages:
         """Whether at each of the places there is a row that the snapshot sees. Where they are many of a page, all its
         rows are found, and remembered: other indexes of the table have entries there, too."""
         known = self._rows.get(table, _Rows(_NONE, _NONE))
-        unknown = places[~np.isin(places >> 16, known.pages)]
+        unknown = places[~_among(places >> 16, known.pages)]
         pages = np.unique(unknown >> 16)
         if len(unknown) < len(pages) * _ENTRIES_PER_PAGE:
             rows = self._found(_ROWS_AT.format(table=table), [_text(unknown)])
-            return np.isin(places, np.append(known.places, rows))
+            return _among(places, np.sort(np.append(known.places, rows)))
         if len(pages):
             is_first = np.diff(pages, prepend=-2) != 1
             firsts, behind = pages[is_first], pages[np.append(is_first[1:], True)] + 1
             rows = self._found(_ROWS_BETWEEN.format(table=table), [_text(firsts << 16), _text(behind << 16)])
-            known = _Rows(np.append(known.pages, pages), np.append(known.places, rows))
+            known = _Rows(np.sort(np.append(known.pages, pages)), np.sort(np.append(known.places, rows)))
             self._rows[table] = known
-        return np.isin(places, known.places)
+        return _among(places, known.places)
 
     def _found(self, query: str, places: list[list[str]]) -> Int64:
         (row,) = self._run(query, ["tid[]"] * len(places), places)
         rows = np.frombuffer(row["rows"] or b"", _PLACE)
         found: Int64 = rows["page"].astype(np.int64) << 16 | rows["at"]
         return found
+
+
+def _among(values: Int64, rising: Int64) -> npt.NDArray[np.bool_]:
+    """Which of the values are among rising ones."""
+    if len(rising) == 0:
+        return np.zeros(len(values), np.bool_)
+    at = np.minimum(np.searchsorted(rising, values), len(rising) - 1)
+    found: npt.NDArray[np.bool_] = rising[at] == values
+    return found
 
 
 def _text(places: Int64) -> list[str]:
