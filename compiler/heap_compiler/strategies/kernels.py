@@ -73,8 +73,8 @@ def kernel_query(kernel: str, specification: Mapping[str, object], reads: Reads)
         specification: what it is asked for.
         reads: through which the specification was made.
     """
-    written = cast(text(json.dumps(specification, ensure_ascii=False, separators=(",", ":"))), "json")
-    call = function(kernel, column("tableoid", "shards"), written)
+    asked = cast(text(json.dumps(specification, ensure_ascii=False, separators=(",", ":"))), "json")
+    call = function(kernel, column("tableoid", "shards"), asked)
     query = select([named(call, "totals")], shards_table(reads.schema))
     query.meta["kernel"] = reads
     return query
