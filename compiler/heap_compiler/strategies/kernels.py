@@ -65,15 +65,23 @@ def kernel_calls(query: exp.Query) -> list[Reads]:
     return [part.meta["kernel"] for part in walk(query) if type(part) is exp.Select and "kernel" in part.meta]
 
 
-def kernel_query(kernel: str, specification: Mapping[str, object], reads: Reads) -> exp.Select:
+def kernel_query(
+    kernel: str, specification: Mapping[str, object], reads: Reads, computed: Mapping[str, exp.Expr] | None = None
+) -> exp.Select:
     """Rows `totals` of that kernel of every shard.
 
     Args:
         kernel: the SQL function's name.
         specification: what it is asked for.
         reads: through which the specification was made.
+        computed: what else is in it, of type jsonb, that the query computes.
     """
-    asked = cast(text(json.dumps(specification, ensure_ascii=False, separators=(",", ":"))), "json")
+    asked: exp.Expr = text(json.dumps(specification, ensure_ascii=False, separators=(",", ":")))
+    if computed:
+        asked = cast(asked, "jsonb")
+        for name, value in computed.items():
+            asked = function("jsonb_set", asked, cast(text(f"{{{name}}}"), "text[]"), value)
+    asked = cast(asked, "json")
     call = function(kernel, column("tableoid", "shards"), asked)
     query = select([named(call, "totals")], shards_table(reads.schema))
     query.meta["kernel"] = reads
@@ -123,6 +131,7 @@ class Reads:
         values: Mapping[str, exp.Expr] | None = None,
         extra: Items[exp.Expr] = (),
         first_since: datetime | None = None,
+        ordered: bool = True,
     ) -> dict[str, object]:
         """The events of a range: a `Selection` of `heap_extension.kernels.shard`.
 
@@ -131,11 +140,12 @@ class Reads:
             values: what is read with each event.
             extra: further conditions.
             first_since: of each user only the first event, and that only since this instant.
+            ordered: the kernel reads them in their order; else grouped, in none.
         """
         values = values or {}
         columns = {**{name: column(name) for name in EVENT_ORDER}, **values}
         self.shown.append(
-            lambda: union_all(scans(self.schema, event, read, columns, alias=alias, extra=extra, ordered=True))
+            lambda: union_all(scans(self.schema, event, read, columns, alias=alias, extra=extra, ordered=ordered))
         )
         known = event.matching_events
         start, end = instants(read)
