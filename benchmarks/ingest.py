@@ -25,6 +25,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -47,6 +48,8 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_mar
 
 _APP = "soaked"
 _TOPIC = "soak"
+_UNSEEN = 50_000
+"""Events that were sent and are not seen by a query, at most, where no rate is given: what can go on for ever."""
 _AGENTS = [
     "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko)"
     f" Chrome/{version}.0.0.0 Safari/537.36"
@@ -238,7 +241,7 @@ class _Load:
     """Events that come in at a rate, from several processes that send one request after the other.
 
     Attributes:
-        rate: events a second of all together; 0 is as many as are acknowledged.
+        rate: events a second of all together; 0 is as many as are seen by queries, with `_UNSEEN` under way.
         first_id: the events' ids count on from here, by requests.
     """
 
@@ -250,8 +253,12 @@ class _Load:
     seconds: int
     first_id: int
 
-    def send(self, client: int, answered: SimpleQueue[_Answer | None]) -> None:
-        """What one of the processes does: each answer is told, and None is at the end."""
+    def send(self, client: int, answered: SimpleQueue[_Answer | None], unseen: Semaphore) -> None:
+        """What one of the processes does: each answer is told, and None is at the end.
+
+        Args:
+            unseen: how many more requests may be sent before a query has seen what those before held.
+        """
         chance = random.Random(self.first_id + client)
         fields = _fields(0, chance, datetime.now(UTC))
         rest = json.dumps(fields["columns"] | {"type": fields["type"], "properties": fields["properties"]})[1:]
@@ -259,7 +266,9 @@ class _Load:
         headers = {"Content-Type": "application/json", "X-Write-Key": self.key, "User-Agent": _AGENTS[client % 50]}
         began, request = time.monotonic(), client
         while (now := time.monotonic() - began) < self.seconds:
-            if self.rate and (due := request * self.batch / self.rate) > now:
+            if not self.rate:
+                unseen.acquire()
+            elif (due := request * self.batch / self.rate) > now:
                 time.sleep(due - now)
             ids = range(self.first_id + request * self.batch, self.first_id + (request + 1) * self.batch)
             at = datetime.now(UTC).isoformat()
@@ -287,7 +296,7 @@ class _Answer(NamedTuple):
 @app.command()
 def soak(
     seconds: Annotated[int, typer.Option(help="How long, at each of both rates.")] = 90,
-    rate: Annotated[int, typer.Option(help="Events a second that come in; 0 is as many as are acknowledged.")] = 0,
+    rate: Annotated[int, typer.Option(help="Events a second that come in; 0 is as many as get through.")] = 0,
     clients: Annotated[int, typer.Option(help="Processes that send, each one request after the other.")] = 4,
     definitions: Definitions = 50,
     workers: Workers = 0,
@@ -320,11 +329,11 @@ def soak(
 
 def _put_under(load: _Load, dsn: str, pids: dict[str, int]) -> tuple[list[_Answer], dict[str, str]]:
     """The answers to a load, and what is to be said of it."""
-    watch, answers = _Watch(dsn), list[_Answer]()
-    memory: dict[str, list[int]] = {name: [] for name in pids}
     spawning = multiprocessing.get_context("spawn")
-    answered = spawning.SimpleQueue()
-    senders = [spawning.Process(target=load.send, args=(client, answered)) for client in range(load.clients)]
+    unseen, answered = spawning.Semaphore(max(_UNSEEN // load.batch, 1)), spawning.SimpleQueue()
+    watch, answers = _Watch(dsn, unseen), list[_Answer]()
+    memory: dict[str, list[int]] = {name: [] for name in pids}
+    senders = [spawning.Process(target=load.send, args=(client, answered, unseen)) for client in range(load.clients)]
     for sender in senders:
         sender.start()
     sending, next_look = load.clients, 0.0
@@ -364,8 +373,9 @@ def _growth(sizes: list[int]) -> str:
 class _Watch:
     """Asks for events by id from the moment they were acknowledged; the delays until they are seen."""
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, unseen: Semaphore) -> None:
         self._dsn = dsn
+        self._unseen = unseen
         self._wanted: dict[int, float] = {}
         self._delays: list[float] = []
         self._stop = threading.Event()
@@ -392,6 +402,8 @@ class _Watch:
                 ).fetchall()
                 now = time.monotonic()
                 self._delays += [now - self._wanted.pop(event_id) for (event_id,) in seen]
+                for _ in seen:
+                    self._unseen.release()
 
 
 def _quantiles(values: list[float]) -> str:

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from heap_ingest.topics import EVENTS, first_offsets
+from heap_ingest.topic_names import EVENTS
+from heap_ingest.topics import first_offsets
 
 __all__ = [
     "ProducerRecord",

@@ -23,7 +23,8 @@ from heap_ingest.enrich import Enrichment
 from heap_ingest.log import Record
 from heap_ingest.metrics import SinkMetrics
 from heap_ingest.store import Batch, FencedError, Store, Stored, read_batch
-from heap_ingest.topics import DEAD_LETTERS, EVENTS, first_offsets
+from heap_ingest.topic_names import DEAD_LETTERS, EVENTS
+from heap_ingest.topics import first_offsets
 
 __all__ = ["LogMissingError", "Sink"]
 

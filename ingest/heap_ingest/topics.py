@@ -9,12 +9,9 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # not in its __all__
 from confluent_kafka.cimpl import NewTopic
 
-__all__ = ["DEAD_LETTERS", "EVENTS", "create_topics", "delete_topics", "first_offsets", "reachable"]
+from heap_ingest.topic_names import DEAD_LETTERS, EVENTS
 
-EVENTS = "heap-events"
-"""Messages, keyed by app and user."""
-DEAD_LETTERS = "heap-dead-letters"
-"""Records that could not be stored, as they were, with the reason and where they came from as headers."""
+__all__ = ["create_topics", "delete_topics", "first_offsets", "reachable"]
 
 _SILENT = logging.getLogger("heap_ingest.silent")
 _SILENT.addHandler(logging.NullHandler())
@@ -87,7 +84,7 @@ def first_offsets(
     asked = {TopicPartition(topic, partition): oldest for partition in partitions}
     admin = _admin(bootstrap_servers)  # it has to live until the answers are there
     answers = admin.list_offsets(asked, request_timeout=timeout)
-    return {place.partition: answer.result(timeout).offset for place, answer in answers.items()}
+    return {place.partition: answer.result().offset for place, answer in answers.items()}
 
 
 def _admin(bootstrap_servers: str) -> AdminClient:
