@@ -99,6 +99,7 @@ class _Funnel:
         self._shard = shard
         self._asked = asked
         self._population = Population(shard, asked)
+        shard.expect([step["events"] for step in asked["steps"]])
 
     def chains(self) -> Iterator[tuple[Chains, Coded | None]]:
         """Every user's chain with its group, by slices of users that fit into memory."""
@@ -125,31 +126,63 @@ class _Funnel:
 
 def _counted(asked: _Specification, chains: Chains, groups: Coded | None) -> Iterator[Totals]:
     """The totals per bucket and group."""
-    buckets = np.searchsorted(np.array(asked["buckets"], np.int64), chains.times[0], side="right")
-    combined = buckets if groups is None else buckets * len(groups.labels) + groups.codes
-    _, firsts, places = np.unique(combined, return_index=True, return_inverse=True)
-    size, steps = len(firsts), len(asked["steps"])
-    users = [np.bincount(places[chains.levels > step], minlength=size).tolist() for step in range(steps)]
-    still_open = chains.times[0] + asked["window"] >= asked["now"]
-    immature = [
-        np.bincount(places[still_open & (chains.levels == step)], minlength=size).tolist() for step in range(1, steps)
-    ]
-    durations = [_durations(chains, step, places, size) for step in range(1, steps)]
-    for place, first in enumerate(firsts.tolist()):
+    cells = _cells(asked, chains, groups)
+    size, steps = len(cells.firsts), len(asked["steps"])
+    ending = _by_level(chains.levels, cells.places, size, steps)
+    reaching = np.flip(np.cumsum(np.flip(ending, 1), 1), 1).tolist()
+    still_open = np.flatnonzero(chains.times[0] + asked["window"] >= asked["now"])
+    open_places = None if cells.places is None else cells.places[still_open]
+    immature = _by_level(chains.levels[still_open], open_places, size, steps).tolist()
+    durations = [_durations(chains, step, cells.places, size) for step in range(1, steps)]
+    for place, first in enumerate(cells.firsts):
         yield Totals(
-            int(buckets[first]) if asked["buckets"] else None,
+            None if cells.buckets is None else int(cells.buckets[first]),
             None if groups is None else list(groups.labels[groups.codes[first]]),
-            [counts[place] for counts in users],
-            [*(counts[place] for counts in immature), 0],
+            reaching[place],
+            [*immature[place][:-1], 0],
             [b"", *(pieces[place] for pieces in durations)],
         )
 
 
-def _durations(chains: Chains, step: int, places: Int64, size: int) -> list[bytes]:
+class _Cells(NamedTuple):
+    """The buckets and groups that there are.
+
+    Attributes:
+        buckets: int64[m]: of each chain; None without buckets.
+        firsts: a chain of each cell.
+        places: int64[m]: the cell of each chain; None where there is one only.
+    """
+
+    buckets: Int64 | None
+    firsts: list[int]
+    places: Int64 | None
+
+
+def _cells(asked: _Specification, chains: Chains, groups: Coded | None) -> _Cells:
+    buckets = None
+    if asked["buckets"]:
+        buckets = np.searchsorted(np.array(asked["buckets"], np.int64), chains.times[0], side="right")
+    if groups is None:
+        combined = buckets
+    else:
+        combined = groups.codes if buckets is None else buckets * len(groups.labels) + groups.codes
+    if combined is None:
+        return _Cells(None, [0], None)
+    _, firsts, places = np.unique(combined, return_index=True, return_inverse=True)
+    return _Cells(buckets, firsts.tolist(), None if len(firsts) == 1 else places)
+
+
+def _by_level(levels: Int64, places: Int64 | None, size: int, steps: int) -> Int64:
+    """int64[size, steps]: how many chains in each cell end with each step."""
+    combined = levels if places is None else places * (steps + 1) + levels
+    return np.bincount(combined, minlength=size * (steps + 1)).reshape(size, steps + 1)[:, 1:]
+
+
+def _durations(chains: Chains, step: int, places: Int64 | None, size: int) -> list[bytes]:
     """The times from the step before to this one, of those who reach it, per place."""
     there = np.flatnonzero(chains.levels > step)
     durations = (chains.times[step] - chains.times[step - 1])[there].astype("<i8")
-    if size == 1:
+    if places is None:
         return [durations.tobytes()]
     order = np.argsort(places[there], kind="stable")
     ends = np.cumsum(np.bincount(places[there], minlength=size))[:-1]
