@@ -62,6 +62,15 @@ _CLAUSES = [
 ]  # fmt: skip
 
 
+_RULES = [
+    "", "counting sessions", "counting conversions", "holding path", "holding path counting sessions", "holding country, path",
+    "holding path counting conversions", "strictly in order", "without {0}", "without {0} between step 1 and 2",
+    "without {0} counting sessions", "without any first time holding path", "without {0} strictly in order",
+]  # fmt: skip
+_ANY_ORDER = ["in any order", "in any order counting sessions", "in any order holding path",
+              "in any order holding path counting sessions"]  # fmt: skip
+
+
 _COUNTED = [
     "trend users of {0} by day", "trend users of {0}, count of {1} as 'counted', count of {0} as 'all of them' by week",
     "trend users of {0} / users of {1} as rate by month group by user.plan", "trend users of ({0} or {1}), count of ({0} or {1})",
@@ -97,9 +106,17 @@ def _statements(draw: st.DrawFn) -> str:
             st.sampled_from(["", "group by country", "group by user.plan", "group by country, user.plan top 2"])
         )
         return f"time from {events[0]} to {events[1]} {window} {group} {over}"
-    arrows = [draw(st.sampled_from(["->", "->", "->[within 1 hour]", "->[within 1 second]"])) for _ in events[1:]]
-    steps = events[0] + "".join(f" {arrow} {event}" for arrow, event in zip(arrows, events[1:], strict=True))
     clauses = draw(st.sampled_from(_CLAUSES))
+    in_any_order = "first time" not in clauses and draw(st.integers(0, 3)) == 0
+    if in_any_order:
+        arrows, rules = ["->"] * len(events[1:]), draw(st.sampled_from(_ANY_ORDER))
+    else:
+        ways = ["->", "->", "->[within 1 hour]", "->[within 1 second]", "-> optional", "->[within 1 day] optional"]
+        arrows = [draw(st.sampled_from(ways)) for _ in events[1:]]
+        rules = draw(st.sampled_from(_RULES)).format(draw(st.sampled_from(events)))
+        rules = rules.replace("first time", "") if "first time" in clauses else rules
+    clauses = f"{rules} {clauses}"
+    steps = events[0] + "".join(f" {arrow} {event}" for arrow, event in zip(arrows, events[1:], strict=True))
     return f"funnel {steps} {window} {clauses} {'' if 'compared' in clauses else over}"
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import numpy as np
 
 from heap_extension.kernels.chains import Chains, Reached, blocks, continued, entered, furthest
 from heap_extension.kernels.events import Int64, changes
-from heap_extension.kernels.population import Coded, Population, PopulationAsked
+from heap_extension.kernels.population import Coded, Population
+from heap_extension.kernels.sequences import SequenceAsked, found_chains
 from heap_extension.kernels.shard import Between, Database, Selection, Shard, Users
 from heap_extension.kernels.totals import added_up
 
@@ -20,35 +21,16 @@ _MAX_PROBED = 20_000
 """More users than this are not looked up one by one: their ids would make too long a condition."""
 
 
-class _Step(TypedDict):
-    """A step: its events, and how many microseconds after the step before it they may happen."""
-
-    events: Selection
-    within: int | None
-
-
-class _Specification(PopulationAsked):
-    """What `heap_compiler.strategies.vector` asks for. Durations are microseconds, instants microseconds since 2000.
+class _Specification(SequenceAsked):
+    """What `heap_compiler.strategies.vector` asks for. Instants are microseconds since 2000.
 
     Attributes:
-        schema: the app's.
-        steps: at least two.
-        window: from a chain's first event to its last.
         now: chains that began less than a window before may still go on.
         buckets: the first instants of the buckets of the entries; none without buckets.
-        group_step: index of the step whose events have the groups.
-        slice: how many rows of a step are in memory at once, about.
-        probe_cost: looking up one user costs about as much as reading this many events.
     """
 
-    schema: str
-    steps: list[_Step]
-    window: int
     now: int
     buckets: list[int]
-    group_step: int
-    slice: int
-    probe_cost: int
 
 
 class Totals(NamedTuple):
@@ -88,7 +70,11 @@ def funnel(database: Database, relation: int, specification: str) -> list[Totals
         specification: JSON of `_Specification`.
     """
     asked: _Specification = json.loads(specification)
-    slices = _Funnel(Shard(database, relation, asked["schema"]), asked).chains()
+    shard = Shard(database, relation, asked["schema"])
+    if asked["rules"] is None:
+        slices = _Funnel(shard, asked).chains()
+    else:
+        slices = ((found.chains, found.groups) for found in found_chains(shard, asked))
     return added_up(totals for chains, groups in slices for totals in _counted(asked, chains, groups))
 
 
@@ -129,12 +115,16 @@ def _counted(asked: _Specification, chains: Chains, groups: Coded | None) -> Ite
     combined = buckets if groups is None else buckets * len(groups.labels) + groups.codes
     _, firsts, places = np.unique(combined, return_index=True, return_inverse=True)
     size, steps = len(firsts), len(asked["steps"])
-    users = [np.bincount(places[chains.levels > step], minlength=size).tolist() for step in range(steps)]
+    of_steps = [_reached(asked, chains, step) for step in range(steps)]
+    users = [np.bincount(places[there], minlength=size).tolist() for there in of_steps]
     still_open = chains.times[0] + asked["window"] >= asked["now"]
     immature = [
         np.bincount(places[still_open & (chains.levels == step)], minlength=size).tolist() for step in range(1, steps)
     ]
-    durations = [_durations(chains, step, places, size) for step in range(1, steps)]
+    durations, before = [], chains.times[0]
+    for step in range(1, steps):
+        durations.append(_by_place((chains.times[step] - before)[of_steps[step]], places[of_steps[step]], size))
+        before = np.where(chains.sources[step] >= 0, chains.times[step], before)
     for place, first in enumerate(firsts.tolist()):
         yield Totals(
             int(buckets[first]) if asked["buckets"] else None,
@@ -145,12 +135,18 @@ def _counted(asked: _Specification, chains: Chains, groups: Coded | None) -> Ite
         )
 
 
-def _durations(chains: Chains, step: int, places: Int64, size: int) -> list[bytes]:
-    """The times from the step before to this one, of those who reach it, per place."""
-    there = np.flatnonzero(chains.levels > step)
-    durations = (chains.times[step] - chains.times[step - 1])[there].astype("<i8")
+def _reached(asked: _Specification, chains: Chains, step: int) -> Int64:
+    """Positions of the chains that count at a step, by index: those that have it, or of conversions those it ends."""
+    if asked["rules"] is not None and asked["rules"]["unit"] == "conversions":
+        return np.flatnonzero(chains.levels == step + 1)
+    return np.flatnonzero(chains.sources[step] >= 0)
+
+
+def _by_place(durations: Int64, places: Int64, size: int) -> list[bytes]:
+    """The durations of each place, of so many."""
+    durations = durations.astype("<i8")
     if size == 1:
         return [durations.tobytes()]
-    order = np.argsort(places[there], kind="stable")
-    ends = np.cumsum(np.bincount(places[there], minlength=size))[:-1]
+    order = np.argsort(places, kind="stable")
+    ends = np.cumsum(np.bincount(places, minlength=size))[:-1]
     return [piece.tobytes() for piece in np.split(durations[order], ends)]
