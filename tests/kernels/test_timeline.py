@@ -13,7 +13,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heap_extension.kernels import places
+from heap_extension.kernels import places, sequences
 from heap_extension.kernels.events import Events
 from heap_extension.kernels.sequences import Found, SequenceAsked, found_chains
 from heap_extension.kernels.shard import NULL, Between, Selection, Shard
@@ -165,7 +165,11 @@ def test_chains_with_rules_are_those_of_the_oracle(data: st.DataObject, events: 
         "group_step": 0, "slice": data.draw(st.sampled_from([1, 2])), "probe_cost": 15,
         "group_keys": [], "group_of_user": None, "user_keys": [], "users": None,
     }  # fmt: skip
-    with patch.object(places, "_LONGEST", data.draw(st.sampled_from([2**62, 2**40]))):
+    longest = data.draw(st.sampled_from([2**62, 2**40]))
+    with (
+        patch.object(places, "MAX_KEY", longest),
+        patch.object(sequences, "MAX_KEY", data.draw(st.sampled_from([2**62, 1]))),
+    ):
         found = found_chains(cast(Shard, _Memory(events)), cast(SequenceAsked, asked))
         assert _chains(found) == sorted(expected, key=json.dumps)
 
@@ -177,6 +181,6 @@ def test_events_have_the_places_of_their_order(data: st.DataObject, events: list
     runs = [memory.events(_selection(of_run, [])) for of_run in types]
     keys = [list(zip(run.users.tolist(), run.times.tolist(), run.ids.tolist(), strict=True)) for run in runs]
     expected = {key: place for place, key in enumerate(sorted({key for of_run in keys for key in of_run}))}
-    with patch.object(places, "_LONGEST", data.draw(st.sampled_from([2**62, 2**40, 2**3]))):
+    with patch.object(places, "MAX_KEY", data.draw(st.sampled_from([2**62, 2**40, 2**3]))):
         found = places.placed(runs)
     assert [places_of.tolist() for places_of in found] == [[expected[key] for key in of_run] for of_run in keys]

@@ -41,8 +41,8 @@ class Matched(NamedTuple):
 
 def furthest_in_any_order(
     matched: Matched, groups: Sequence[Sequence[int]], window: int, entry_end: int
-) -> tuple[Chains, Int64, Int64]:
-    """The chain of each unit that has one; with the units and the places of the chains' ends.
+) -> tuple[Chains, Int64]:
+    """The chain of each unit that has one; with the places of the chains' ends.
 
     Of all spans no longer than the window whose first event is before `entry_end`: the one with most steps; among these
     the one that ends first, then the one that begins last. Its k-th event is the last one that leaves all steps from
@@ -76,7 +76,7 @@ def furthest_in_any_order(
         last = rest.last(done >= rest.of_each(levels - step + 2))
         sources.append(np.where(levels >= step, last, -1))
     chain_times = [np.where(source >= 0, times[source], 0) for source in sources]
-    return Chains(matched.users[ends], levels, chain_times, sources), units[ends], matched.places[ends]
+    return Chains(matched.users[ends], levels, chain_times, sources), matched.places[ends]
 
 
 class _Spans:

@@ -12,10 +12,10 @@ import numpy as np
 
 from heap_extension.kernels.events import Events, Int64, changes
 
-__all__ = ["distinct_users", "placed", "ranked"]
+__all__ = ["MAX_KEY", "distinct_users", "placed", "ranked"]
 
-_LONGEST = 2**62
-"""Keys of users and times are smaller: where times are longer, their last bits are left out, and compared afterwards."""
+MAX_KEY = 2**62
+"""Keys of users and times are smaller: where times are longer, their last bits are left out and compared later."""
 
 
 def distinct_users(events: Events) -> Int64:
@@ -58,7 +58,7 @@ def _keys(runs: Sequence[Events]) -> Int64:
         return times
     base = int(times.min())
     stretch = int(times.max()) - base + 1
-    shift = max(0, (stretch * len(users) // _LONGEST).bit_length())
+    shift = max(0, (stretch * len(users) // MAX_KEY).bit_length())
     ranks = np.concatenate([ranked(run, users) for run in runs])
     keys: Int64 = ranks * ((stretch >> shift) + 1) + ((times - base) >> shift)
     return keys

@@ -12,7 +12,7 @@ import numpy as np
 from heap_extension.kernels.any_order import Matched, furthest_in_any_order
 from heap_extension.kernels.chains import Chains
 from heap_extension.kernels.events import Events, Int64, changes
-from heap_extension.kernels.places import distinct_users, placed, ranked
+from heap_extension.kernels.places import MAX_KEY, distinct_users, placed, ranked
 from heap_extension.kernels.population import Coded, Population, PopulationAsked, coded
 from heap_extension.kernels.shard import Selection, Shard, Users
 from heap_extension.kernels.timeline import (
@@ -139,9 +139,9 @@ class _Reads:
         if self.rules["unit"] == "conversions":
             chains = conversions(ends)
         else:
-            chains, of_units, last = furthest(ends)
+            chains, last = furthest(ends)
             if owners is not None:
-                chains = first_of_owners(chains, last, owners[of_units])
+                chains = first_of_owners(chains, last, owners[0][chains.sources[0]])
         of_group = self._asked["group_step"]
         values = steps[of_group].values[self.rules["shared"] :]
         return Found(chains, self._population.groups(chains.users, values, chains.sources[of_group]), steps)
@@ -151,16 +151,16 @@ class _Reads:
         units, owners = self._units(runs)
         matched, origins = _matched(runs, units)
         assert self.rules["any_order"] is not None
-        chains, of_units, last = furthest_in_any_order(
+        chains, last = furthest_in_any_order(
             matched, self.rules["any_order"], self._asked["window"], self.rules["entry_end"]
         )
-        if owners is not None:
-            chains = first_of_owners(chains, last, owners[of_units])
         sources = [np.where(source >= 0, origins[source], -1) for source in chains.sources]
         chains = Chains(chains.users, chains.levels, chains.times, sources)
+        if owners is not None:
+            chains = first_of_owners(chains, last, np.concatenate(owners)[sources[0]])
         every = _one_after_the_other(runs)
         values = every.values[self.rules["shared"] :]
-        groups = self._population.groups(chains.users, values, sources[self._asked["group_step"]])
+        groups = self._population.groups(chains.users, values, chains.sources[self._asked["group_step"]])
         return Found(chains, groups, [every] * len(runs))
 
     def _read_in_order(self, users: Users | None) -> tuple[list[Events], list[Events]]:
@@ -187,26 +187,26 @@ class _Reads:
         most = 0 if size is None else min(size // cost, _MAX_PROBED)
         return self._shard.events(selection, wanted if len(wanted) <= most else users).of(wanted)
 
-    def _units(self, runs: Sequence[Events]) -> tuple[list[Int64], Int64 | None]:
-        """For each run whose chain, or whose of several, its events can be in, -1 for nobody's; and for each unit who
-        has its chain, None where each unit has one of its own."""
+    def _units(self, runs: Sequence[Events]) -> tuple[list[Int64], list[Int64] | None]:
+        """For each run whose chain its events can be in, -1 for nobody's; and who has one chain of all these, None
+        where each is one of its own."""
         users = np.unique(np.concatenate([distinct_users(run) for run in runs]))
-        units = np.concatenate([ranked(run, users) for run in runs])
+        units, count = np.concatenate([ranked(run, users) for run in runs]), len(users)
         present = np.ones(len(units), np.bool_)
         owners = units
         for number in range(self.rules["shared"]):
-            texts = list(chain.from_iterable(run.values[number] for run in runs))
-            codes, labels = coded(texts)
-            present &= codes != (labels.index((None,)) if (None,) in labels else -1)
-            _, units = np.unique(units * len(labels) + codes, return_inverse=True)
+            codes, labels = coded(list(chain.from_iterable(run.values[number] for run in runs)))
+            if (None,) in labels:
+                present &= codes != labels.index((None,))
+            units, count = units * len(labels) + codes, count * len(labels)
+            if count * (len(units) + 1) >= MAX_KEY:
+                numbers, units = np.unique(units, return_inverse=True)
+                count = len(numbers)
             if number == 0 and self.rules["unit"] == "sessions":
                 owners = units
-        of_runs = np.split(np.where(present, units, -1), np.cumsum([len(run.users) for run in runs])[:-1])
-        if self.rules["shared"] == (1 if self.rules["unit"] == "sessions" else 0):
-            return of_runs, None
-        of_units = np.zeros(int(units.max(initial=-1)) + 1, np.int64)
-        of_units[units] = owners
-        return of_runs, of_units
+        cuts = np.cumsum([len(run.users) for run in runs])[:-1]
+        have_one = self.rules["shared"] == (1 if self.rules["unit"] == "sessions" else 0)
+        return np.split(np.where(present, units, -1), cuts), None if have_one else np.split(owners, cuts)
 
 
 def _optional(steps: Sequence[StepAsked]) -> set[int]:

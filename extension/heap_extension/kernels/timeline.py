@@ -26,7 +26,7 @@ class Candidates(NamedTuple):
 
     Attributes:
         users: int64[n].
-        units: int64[n], rising: what the events of a chain share.
+        units: int64[n], rising: what the events of a chain share. A unit times the number of places is below `MAX_KEY`.
         places: int64[n]: see `kernels.places`.
         times: int64[n], microseconds.
         source: int64[n]: position among the step's events.
@@ -92,7 +92,6 @@ def reached(steps: Sequence[Step], barriers: Sequence[Barrier], window: int) -> 
         barriers: what must not happen between steps.
         window: microseconds from the chain's first event, inclusive.
     """
-    # With units below 2**31 a unit and a place make a number of 62 bits; places are as many as there are events.
     size = 1 + max(int(step.candidates.places.max(initial=0)) for step in steps)
     first = steps[0].candidates
     positions = np.arange(len(first.units), dtype=np.int64)
@@ -152,16 +151,16 @@ def _last_before(barrier: Int64, places: Int64) -> Int64:
     return np.where(at >= 0, np.append(barrier, -1)[at], -1)
 
 
-def furthest(found: Sequence[Reached]) -> tuple[Chains, Int64, Int64]:
-    """The chain of each unit that has one: of those that reach furthest the one that ends first; with the units and the
-    places of the chains' ends."""
+def furthest(found: Sequence[Reached]) -> tuple[Chains, Int64]:
+    """The chain of each unit that has one: of those that reach furthest the one that ends first; with the places of the
+    chains' ends."""
     units = found[0].events.units[changes(found[0].events.units)]
     levels, ends, places = (np.zeros(len(units), np.int64) for _ in range(3))
     for level, step in enumerate(found, start=1):
         begins = changes(step.events.units)
         at = np.searchsorted(units, step.events.units[begins])
         levels[at], ends[at], places[at] = level, begins, step.events.places[begins]
-    return _traced(found, levels, ends), units, places
+    return _traced(found, levels, ends), places
 
 
 def first_of_owners(chains: Chains, places: Int64, owners: Int64) -> Chains:
