@@ -62,6 +62,8 @@ _CLAUSES = [
 ]  # fmt: skip
 
 
+_EFFORT_CLAUSES = ["", "group by country", "group by country, user.plan", "first time", "for users where plan = 'pro'"]
+
 _RULES = [
     "", "counting sessions", "counting conversions", "holding path", "holding path counting sessions", "holding country, path",
     "holding path counting conversions", "strictly in order", "without {0}", "without {0} between step 1 and 2",
@@ -106,7 +108,8 @@ def _statements(draw: st.DrawFn) -> str:
             st.sampled_from(["", "group by country", "group by user.plan", "group by country, user.plan top 2"])
         )
         return f"time from {events[0]} to {events[1]} {window} {group} {over}"
-    clauses = draw(st.sampled_from(_CLAUSES))
+    is_effort = draw(st.integers(0, 3)) == 0
+    clauses = draw(st.sampled_from(_EFFORT_CLAUSES if is_effort else _CLAUSES))
     in_any_order = "first time" not in clauses and draw(st.integers(0, 3)) == 0
     if in_any_order:
         arrows, rules = ["->"] * len(events[1:]), draw(st.sampled_from(_ANY_ORDER))
@@ -115,9 +118,10 @@ def _statements(draw: st.DrawFn) -> str:
         arrows = [draw(st.sampled_from(ways)) for _ in events[1:]]
         rules = draw(st.sampled_from(_RULES)).format(draw(st.sampled_from(events)))
         rules = rules.replace("first time", "") if "first time" in clauses else rules
+        rules = rules.replace("counting conversions", "") if is_effort else rules
     clauses = f"{rules} {clauses}"
     steps = events[0] + "".join(f" {arrow} {event}" for arrow, event in zip(arrows, events[1:], strict=True))
-    return f"funnel {steps} {window} {clauses} {'' if 'compared' in clauses else over}"
+    return f"{'effort' if is_effort else 'funnel'} {steps} {window} {clauses} {'' if 'compared' in clauses else over}"
 
 
 _users = st.lists(st.sampled_from([1, 2, 3, 2**53 + 1, 2**63 - 1, -(2**63)]), min_size=4, max_size=4, unique=True)

@@ -31,6 +31,7 @@ def kernel_totals(
     group_step: int = 1,
     users: exp.Query | None = None,
     buckets: Items[datetime] = (),
+    effort: bool = False,
 ) -> list[tuple[str, exp.Query]]:
     """The named queries that end in `kernel`: per shard, bucket and group a row `totals` of type heap._funnel_totals.
 
@@ -41,6 +42,7 @@ def kernel_totals(
         group_step: number of the step whose event has the groups.
         users: the users that count; None for all.
         buckets: the first instants of the buckets of the entries; none without buckets.
+        effort: the events between steps are counted, too: behind the durations of all steps, in millionths.
     """
     reads = Reads(sequence.schema)
     values = {name: key.value for name, key in zip(group_columns(keys), keys, strict=True) if not key.of_user}
@@ -62,6 +64,7 @@ def kernel_totals(
         ],
         "window": microseconds(sequence.window),
         "rules": None if sequence.is_linear else _rules(sequence, reads),
+        "effort": effort,
         "now": instants([now])[0],
         "buckets": instants(buckets),
         **reads.population(keys, users),

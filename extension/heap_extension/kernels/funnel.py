@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from heap_extension.kernels.chains import Chains, Reached, blocks, continued, entered, furthest
+from heap_extension.kernels.effort import events_between
 from heap_extension.kernels.events import Int64, changes
 from heap_extension.kernels.population import Coded, Population
 from heap_extension.kernels.sequences import SequenceAsked, found_chains
@@ -20,6 +21,9 @@ __all__ = ["Totals", "funnel"]
 _MAX_PROBED = 20_000
 """More users than this are not looked up one by one: their ids would make too long a condition."""
 
+_MILLION = 1_000_000
+"""Statistics of durations take microseconds and give seconds: of millionths they give numbers."""
+
 
 class _Specification(SequenceAsked):
     """What `heap_compiler.strategies.vector` asks for. Instants are microseconds since 2000.
@@ -27,8 +31,10 @@ class _Specification(SequenceAsked):
     Attributes:
         now: chains that began less than a window before may still go on.
         buckets: the first instants of the buckets of the entries; none without buckets.
+        effort: whether the events between steps are counted, too.
     """
 
+    effort: bool
     now: int
     buckets: list[int]
 
@@ -41,7 +47,8 @@ class Totals(NamedTuple):
         group_values: the group; None without keys.
         users: how many chains reach the step.
         immature: how many end with the step and may still go on.
-        durations: microseconds since the step before, int64 in little-endian order; none for step 1.
+        durations: microseconds since the step before, int64 in little-endian order; none for step 1. Where effort is
+            asked for, behind those of all steps the numbers of events since the step before, in millionths.
     """
 
     bucket: int | None
@@ -71,6 +78,11 @@ def funnel(database: Database, relation: int, specification: str) -> list[Totals
     """
     asked: _Specification = json.loads(specification)
     shard = Shard(database, relation, asked["schema"])
+    if asked["effort"]:
+        efforts = ((found, events_between(shard, found)) for found in found_chains(shard, asked))
+        return added_up(
+            totals for found, effort in efforts for totals in _counted(asked, found.chains, found.groups, effort)
+        )
     if asked["rules"] is None:
         slices = _Funnel(shard, asked).chains()
     else:
@@ -109,8 +121,14 @@ class _Funnel:
         return on_their_way if len(on_their_way) <= most else users
 
 
-def _counted(asked: _Specification, chains: Chains, groups: Coded | None) -> Iterator[Totals]:
-    """The totals per bucket and group."""
+def _counted(
+    asked: _Specification, chains: Chains, groups: Coded | None, effort: Sequence[Int64] = ()
+) -> Iterator[Totals]:
+    """The totals per bucket and group.
+
+    Args:
+        effort: for each step of how many events it took the chains.
+    """
     buckets = np.searchsorted(np.array(asked["buckets"], np.int64), chains.times[0], side="right")
     combined = buckets if groups is None else buckets * len(groups.labels) + groups.codes
     _, firsts, places = np.unique(combined, return_index=True, return_inverse=True)
@@ -125,6 +143,10 @@ def _counted(asked: _Specification, chains: Chains, groups: Coded | None) -> Ite
     for step in range(1, steps):
         durations.append(_by_place((chains.times[step] - before)[of_steps[step]], places[of_steps[step]], size))
         before = np.where(chains.sources[step] >= 0, chains.times[step], before)
+    if effort:
+        durations.append([b""] * size)
+    for there, events in zip(of_steps[1:], effort[1:], strict=bool(effort)):
+        durations.append(_by_place(events[there] * _MILLION, places[there], size))
     for place, first in enumerate(firsts.tolist()):
         yield Totals(
             int(buckets[first]) if asked["buckets"] else None,
