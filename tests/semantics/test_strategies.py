@@ -73,6 +73,12 @@ _ANY_ORDER = ["in any order", "in any order counting sessions", "in any order ho
               "in any order holding path counting sessions"]  # fmt: skip
 
 
+_CORRELATED = [
+    "with country, user.plan", "with {0}, country", "with {0}, {1}, path at least 1 user", "with user.plan, {0} without {1}",
+    "with country holding path at least 1 user", "with {0}, path first time at least 1 user",
+]  # fmt: skip
+
+
 _COUNTED = [
     "trend users of {0} by day", "trend users of {0}, count of {1} as 'counted', count of {0} as 'all of them' by week",
     "trend users of {0} / users of {1} as rate by month group by user.plan", "trend users of ({0} or {1}), count of ({0} or {1})",
@@ -108,6 +114,9 @@ def _statements(draw: st.DrawFn) -> str:
             st.sampled_from(["", "group by country", "group by user.plan", "group by country, user.plan top 2"])
         )
         return f"time from {events[0]} to {events[1]} {window} {group} {over}"
+    if draw(st.integers(0, 4)) == 0:
+        factors = draw(st.sampled_from(_CORRELATED)).format(*draw(st.permutations([*events, "click"])))
+        return f"correlate {' -> '.join(events)} {window} {factors} {over}"
     is_effort = draw(st.integers(0, 3)) == 0
     clauses = draw(st.sampled_from(_EFFORT_CLAUSES if is_effort else _CLAUSES))
     in_any_order = "first time" not in clauses and draw(st.integers(0, 3)) == 0

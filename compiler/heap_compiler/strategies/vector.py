@@ -20,7 +20,7 @@ from heap_compiler.strategies.any_order import entangled_steps
 from heap_compiler.strategies.kernels import SLICE, Reads, instants, kernel_query, microseconds
 from heap_compiler.strategies.reading import unit_values
 
-__all__ = ["kernel_totals"]
+__all__ = ["kernel_totals", "sequence_specification"]
 
 
 def kernel_totals(
@@ -45,6 +45,24 @@ def kernel_totals(
         effort: the events between steps are counted, too: behind the durations of all steps, in millionths.
     """
     reads = Reads(sequence.schema)
+    specification = {
+        **sequence_specification(sequence, reads, keys=keys, group_step=group_step, users=users),
+        "effort": effort,
+        "now": instants([now])[0],
+        "buckets": instants(buckets),
+    }
+    return [("kernel", kernel_query("heap._funnel_kernel", specification, reads))]
+
+
+def sequence_specification(
+    sequence: Sequence, reads: Reads, *, keys: Items[GroupKey], users: exp.Query | None, group_step: int = 1
+) -> dict[str, object]:
+    """What kernels need to find the chains: `SequenceAsked` of `heap_extension.kernels.sequences`.
+
+    Args:
+        sequence, keys, group_step, users: as for `kernel_totals`.
+        reads: where what is read is noted.
+    """
     values = {name: key.value for name, key in zip(group_columns(keys), keys, strict=True) if not key.of_user}
     shared = {name: cast(value, "text") for name, value in unit_values(sequence).items()}
     # The k-th step done in any order can be any of them.
@@ -52,7 +70,7 @@ def kernel_totals(
         index: shared | (values if sequence.any_order or index == group_step else {})
         for index in range(1, len(sequence.steps) + 1)
     }
-    specification = {
+    return {
         "schema": sequence.schema,
         "steps": [
             {
@@ -64,15 +82,11 @@ def kernel_totals(
         ],
         "window": microseconds(sequence.window),
         "rules": None if sequence.is_linear else _rules(sequence, reads),
-        "effort": effort,
-        "now": instants([now])[0],
-        "buckets": instants(buckets),
         **reads.population(keys, users),
         "group_step": group_step - 1,
         "slice": SLICE,
         "probe_cost": PROBE_COST,
     }
-    return [("kernel", kernel_query("heap._funnel_kernel", specification, reads))]
 
 
 def _rules(sequence: Sequence, reads: Reads) -> dict[str, object]:

@@ -25,7 +25,7 @@ from heap_extension.kernels.timeline import (
     reached,
 )
 
-__all__ = ["Found", "Rules", "SequenceAsked", "StepAsked", "found_chains"]
+__all__ = ["Found", "Rules", "SequenceAsked", "StepAsked", "events_of", "found_chains"]
 
 _MAX_PROBED = 20_000
 """More users than this are not looked up one by one: their ids would make too long a condition."""
@@ -99,6 +99,7 @@ class SequenceAsked(PopulationAsked):
 class Found(NamedTuple):
     """Chains of a slice of users, their groups, and for each step the events that `chains.sources` are positions in."""
 
+    users: Users | None
     chains: Chains
     groups: Coded | None
     events: list[Events]
@@ -113,6 +114,15 @@ def found_chains(shard: Shard, asked: SequenceAsked) -> Iterator[Found]:
     selections = [part["events"] for part in (*asked["steps"], *reads.rules["exclusions"])]
     for users in shard.slices_of(selections, asked["slice"]):
         yield reads.in_any_order(users) if reads.rules["any_order"] is not None else reads.in_order(users)
+
+
+def events_of(shard: Shard, selection: Selection, wanted: Int64, users: Users | None, probe_cost: int) -> Events:
+    """The events of the wanted users, all in the slice `users`; looked up where they are few."""
+    size = selection["size"]
+    if size is None and any(scan["definition"] == "any" for scan in selection["scans"]):
+        size, probe_cost = shard.known_events(), probe_cost * _PROBES_OF_ANY
+    most = 0 if size is None else min(size // probe_cost, _MAX_PROBED)
+    return shard.events(selection, wanted if len(wanted) <= most else users).of(wanted)
 
 
 class _Reads:
@@ -144,7 +154,8 @@ class _Reads:
                 chains = first_of_owners(chains, last, owners[0][chains.sources[0]])
         of_group = self._asked["group_step"]
         values = steps[of_group].values[self.rules["shared"] :]
-        return Found(chains, self._population.groups(chains.users, values, chains.sources[of_group]), steps)
+        groups = self._population.groups(chains.users, values, chains.sources[of_group])
+        return Found(users, chains, groups, steps)
 
     def in_any_order(self, users: Users | None) -> Found:
         runs = [self._population.members(self._shard.events(step["events"], users)) for step in self._asked["steps"]]
@@ -161,7 +172,7 @@ class _Reads:
         every = _one_after_the_other(runs)
         values = every.values[self.rules["shared"] :]
         groups = self._population.groups(chains.users, values, chains.sources[self._asked["group_step"]])
-        return Found(chains, groups, [every] * len(runs))
+        return Found(users, chains, groups, [every] * len(runs))
 
     def _read_in_order(self, users: Users | None) -> tuple[list[Events], list[Events]]:
         """The events of the steps, of users who have all steps before that may not be skipped; and those excluded, of
@@ -180,12 +191,7 @@ class _Reads:
         return steps, excluded
 
     def _events_of(self, selection: Selection, wanted: Int64, users: Users | None) -> Events:
-        """The events of the wanted users, looked up where they are few."""
-        size, cost = selection["size"], self._asked["probe_cost"]
-        if size is None and any(scan["definition"] == "any" for scan in selection["scans"]):
-            size, cost = self._shard.known_events(), cost * _PROBES_OF_ANY
-        most = 0 if size is None else min(size // cost, _MAX_PROBED)
-        return self._shard.events(selection, wanted if len(wanted) <= most else users).of(wanted)
+        return events_of(self._shard, selection, wanted, users, self._asked["probe_cost"])
 
     def _units(self, runs: Sequence[Events]) -> tuple[list[Int64], list[Int64] | None]:
         """For each run whose chain its events can be in, -1 for nobody's; and who has one chain of all these, None

@@ -12,7 +12,8 @@ WHERE p.pronamespace = 'heap'::regnamespace
         p.oid IN (
             'heap._compile(text, text[])'::regprocedure, 'heap._run_in(text, text, text[])'::regprocedure,
             'heap._funnel_kernel(oid, json)'::regprocedure, 'heap._counting_kernel(oid, json)'::regprocedure,
-            'heap._paths_kernel(oid, json)'::regprocedure, 'heap._page_stamps(text[])'::regprocedure
+            'heap._paths_kernel(oid, json)'::regprocedure, 'heap._correlate_kernel(oid, json)'::regprocedure,
+            'heap._page_stamps(text[])'::regprocedure
         )
         OR (
             NOT p.prosecdef
