@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -132,7 +133,8 @@ def _pack(dsn: str) -> None:
 
 
 def _empty_packs(connection: psycopg.Connection[Any]) -> None:
-    """Makes every pack wrong, so that whoever reads one finds nothing."""
+    """Makes every pack wrong, so that whoever reads one finds nothing. Sessions that read them before have kept the
+    events."""
     nothing = "users = NULL, counts = NULL, times = NULL, event_ids = NULL, first_user = NULL, last_user = NULL"
     connection.execute(f"UPDATE packed.packs SET events = 0, {nothing}")
 
@@ -152,9 +154,11 @@ def _expected(rows: set[Row], steps: dict[str, str]) -> list[int]:
     return [sum(level >= step for level in levels) for step in (1, 2, 3)]
 
 
-def test_packs_are_read_and_not_once_anything_changed(asked: psycopg.Connection[Any]) -> None:
-    assert _users(asked) == [40, 40, 40]
-    _empty_packs(asked)
+def test_packs_are_read_and_not_once_anything_changed(packed: str, asked: psycopg.Connection[Any]) -> None:
+    with _connect(packed) as before:
+        assert _users(before) == [40, 40, 40]
+        _empty_packs(asked)
+        assert _users(before) == [40, 40, 40], "events that are kept need no packs"
     assert _users(asked) == [0, 0, 0], "it is the packs that are read"
     with asked.transaction(force_rollback=True):
         for user in range(1, 41):
@@ -165,6 +169,19 @@ def test_packs_are_read_and_not_once_anything_changed(asked: psycopg.Connection[
             _insert(asked, [(user, time, 1_000, "/z") for time in _TIMES])
     assert _users(asked) == [40, 40, 40]
     assert _states(asked) == {"stale"}
+
+
+def test_explain_says_in_how_many_partitions_packs_are_read(asked: psycopg.Connection[Any]) -> None:
+    def packs() -> list[list[str]]:
+        explained = asked.execute("SELECT heap.explain(%s)", (_FUNNEL,)).fetchall()
+        return [re.findall(r"; packs instead in ([^;]*)", line) for (line,) in explained[:3]]
+
+    assert packs() == [["1 partition"], ["1 partition"], ["1 partition"]], "the month that has some"
+    for user in range(1, 41):  # January of every shard changes
+        _insert(asked, [(user, _TIMES[0], 1_000, "/z")])
+    assert packs() == [[], [], ["1 partition"]], "those of C are of February"
+    asked.execute("SET heap.strategy = 'merge'")
+    assert packs() == [[], [], []]
 
 
 @pytest.mark.parametrize(
@@ -364,10 +381,12 @@ def test_readers_of_the_app_read_packs_and_write_none(packed: str, asked: psycop
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
                     reader.execute(change.encode())
             asked.execute("REVOKE SELECT ON packed.packs FROM heap_packed_read")
-            assert _users(reader) == [40, 40, 40], "as amid an upgrade"
+            with _connect(make_conninfo(packed, user="packer", password="of the test")) as amid_upgrade:
+                assert _users(amid_upgrade) == [40, 40, 40]
             asked.execute("SELECT heap.grant_roles('packed')")
-            assert _users(reader) == [0, 0, 0]
-            (stamps,) = reader.execute("SELECT heap._page_stamps('{heap.app,pg_authid}')").fetchone() or ((),)
+            with _connect(make_conninfo(packed, user="packer", password="of the test")) as later:
+                assert _users(later) == [0, 0, 0]
+            (stamps,) = reader.execute("SELECT heap._page_stamps('{pg_statistic,pg_authid}')").fetchone() or ((),)
             assert stamps == [None, None]
     finally:
         asked.execute("DROP OWNED BY packer")

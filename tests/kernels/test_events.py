@@ -50,6 +50,13 @@ def test_partitions_are_joined(runs: list[set[Key]], data: st.DataObject) -> Non
     assert _keys_of(found) == every
 
 
+@given(st.sets(_keys, max_size=12), st.sets(st.sampled_from([-(2**63), -1, 0, 7, 2**53 + 1, 2**63 - 1])))
+def test_events_of_some_users(keys: set[Key], users: set[int]) -> None:
+    asked = np.array(sorted(users), np.int64)
+    expected = sorted(key for key in keys if key[0] in users)
+    assert _keys_of(_events(keys, 0).of(asked)) == _keys_of(_events(keys, 0).of_few(asked)) == expected
+
+
 def test_ids_are_read_only_where_runs_share_an_instant() -> None:
     asked: list[str] = []
 

@@ -55,6 +55,9 @@ class _Memory:
     def slices_of(self, selections: Sequence[Selection], size: int) -> list[Between | None]:
         return [None] if size > 1 else [Between(-(2**63), 0), Between(1, 2**63 - 1)]
 
+    def expect(self, selections: Sequence[Selection]) -> None:
+        """Nothing is asked for at once."""
+
     def known_events(self) -> int:
         return len(self._events)
 

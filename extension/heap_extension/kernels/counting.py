@@ -76,6 +76,7 @@ class _Counting:
         self._asked = asked
         self._population = Population(shard, asked)
         self._bounds = np.array(asked["bounds"], np.int64)
+        shard.expect(asked["events"])
 
     def counts(self) -> Iterator[tuple[Counts, Coded | None]]:
         """What is counted, and the groups it is counted by, in slices of users that fit into memory."""

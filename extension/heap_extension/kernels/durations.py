@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from math import ceil, floor
 
 import numpy as np
-import numpy.typing as npt
 
 __all__ = ["average", "counts", "quantiles"]
 
@@ -33,8 +32,8 @@ def quantiles(durations: bytes, fractions: Sequence[float]) -> list[float] | Non
     ordered = np.partition(values, needed)
     found = []
     for low, high, exact in places:
-        lower, higher = _seconds(ordered[low : low + 1])[0], _seconds(ordered[high : high + 1])[0]
-        found.append(float(lower + (exact - low) * (higher - lower)))
+        lower, higher = _seconds(int(ordered[low])), _seconds(int(ordered[high]))
+        found.append(lower + (exact - low) * (higher - lower))
     return found
 
 
@@ -49,7 +48,7 @@ def counts(durations: bytes, lows: Sequence[int]) -> list[int]:
     return [int(count) for count in np.diff(begins, append=len(values))]
 
 
-def _seconds(values: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """float64[n], rounded as date_part('epoch', interval) is: days apart from what is left of one."""
-    days, rest = np.divmod(values, _DAY)
+def _seconds(microseconds: int) -> float:
+    """Rounded as date_part('epoch', interval) is: days apart from what is left of one."""
+    days, rest = divmod(microseconds, _DAY)
     return rest / 1_000_000 + days * 86_400.0

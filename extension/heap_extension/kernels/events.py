@@ -54,12 +54,19 @@ class Events:
         lengths = np.diff(begins, append=len(self.users))
         return self.at(np.flatnonzero(np.repeat(np.isin(self.users[begins], users), lengths)))
 
+    def of_few(self, users: Int64) -> Events:
+        """The events of these users, rising, each of whom is looked for."""
+        begins = self.users.searchsorted(users)
+        lengths = self.users.searchsorted(users, side="right") - begins
+        ends = np.cumsum(lengths)
+        return self.at(np.arange(lengths.sum(), dtype=np.int64) + np.repeat(begins - ends + lengths, lengths))
+
 
 def changes(values: Int64) -> Int64:
     """The positions at which a rising array has a new value."""
-    if len(values) == 0:
-        return np.zeros(0, np.int64)
-    return np.concatenate([np.zeros(1, np.int64), np.flatnonzero(values[1:] != values[:-1]) + 1])
+    new = np.ones(len(values), np.bool_)
+    np.not_equal(values[1:], values[:-1], out=new[1:])
+    return new.nonzero()[0]
 
 
 def nothing(values: int = 0) -> Events:

@@ -97,6 +97,7 @@ class _Funnel:
         self._shard = shard
         self._asked = asked
         self._population = Population(shard, asked)
+        shard.expect([step["events"] for step in asked["steps"]])
 
     def chains(self) -> Iterator[tuple[Chains, Coded | None]]:
         """Every user's chain with its group, by slices of users that fit into memory."""
@@ -129,31 +130,28 @@ def _counted(
     Args:
         effort: for each step of how many events it took the chains.
     """
-    buckets = np.searchsorted(np.array(asked["buckets"], np.int64), chains.times[0], side="right")
-    combined = buckets if groups is None else buckets * len(groups.labels) + groups.codes
-    _, firsts, places = np.unique(combined, return_index=True, return_inverse=True)
-    size, steps = len(firsts), len(asked["steps"])
+    cells = _cells(asked, chains, groups)
+    size, steps = len(cells.firsts), len(asked["steps"])
     of_steps = [_reached(asked, chains, step) for step in range(steps)]
-    users = [np.bincount(places[there], minlength=size).tolist() for there in of_steps]
-    still_open = chains.times[0] + asked["window"] >= asked["now"]
-    immature = [
-        np.bincount(places[still_open & (chains.levels == step)], minlength=size).tolist() for step in range(1, steps)
-    ]
-    durations, before = [], chains.times[0]
+    users = [_counts(cells.places, there, size) for there in of_steps]
+    still_open = np.flatnonzero(chains.times[0] + asked["window"] >= asked["now"])
+    open_places = None if cells.places is None else cells.places[still_open]
+    immature = _by_level(chains.levels[still_open], open_places, size, steps).tolist()
+    durations, before = [[b""] * size], chains.times[0]
     for step in range(1, steps):
-        durations.append(_by_place((chains.times[step] - before)[of_steps[step]], places[of_steps[step]], size))
+        durations.append(_by_place(chains.times[step] - before, of_steps[step], cells.places, size))
         before = np.where(chains.sources[step] >= 0, chains.times[step], before)
     if effort:
         durations.append([b""] * size)
     for there, events in zip(of_steps[1:], effort[1:], strict=bool(effort)):
-        durations.append(_by_place(events[there] * _MILLION, places[there], size))
-    for place, first in enumerate(firsts.tolist()):
+        durations.append(_by_place(events * _MILLION, there, cells.places, size))
+    for place, first in enumerate(cells.firsts):
         yield Totals(
-            int(buckets[first]) if asked["buckets"] else None,
+            None if cells.buckets is None else int(cells.buckets[first]),
             None if groups is None else list(groups.labels[groups.codes[first]]),
             [counts[place] for counts in users],
-            [*(counts[place] for counts in immature), 0],
-            [b"", *(pieces[place] for pieces in durations)],
+            [*immature[place][:-1], 0],
+            [pieces[place] for pieces in durations],
         )
 
 
@@ -164,11 +162,50 @@ def _reached(asked: _Specification, chains: Chains, step: int) -> Int64:
     return np.flatnonzero(chains.sources[step] >= 0)
 
 
-def _by_place(durations: Int64, places: Int64, size: int) -> list[bytes]:
-    """The durations of each place, of so many."""
-    durations = durations.astype("<i8")
-    if size == 1:
+class _Cells(NamedTuple):
+    """The buckets and groups that there are.
+
+    Attributes:
+        buckets: int64[m]: of each chain; None without buckets.
+        firsts: a chain of each cell.
+        places: int64[m]: the cell of each chain; None where there is one only.
+    """
+
+    buckets: Int64 | None
+    firsts: list[int]
+    places: Int64 | None
+
+
+def _cells(asked: _Specification, chains: Chains, groups: Coded | None) -> _Cells:
+    buckets = None
+    if asked["buckets"]:
+        buckets = np.searchsorted(np.array(asked["buckets"], np.int64), chains.times[0], side="right")
+    if groups is None:
+        combined = buckets
+    else:
+        combined = groups.codes if buckets is None else buckets * len(groups.labels) + groups.codes
+    if combined is None:
+        return _Cells(None, [0], None)
+    _, firsts, places = np.unique(combined, return_index=True, return_inverse=True)
+    return _Cells(buckets, firsts.tolist(), None if len(firsts) == 1 else places)
+
+
+def _by_level(levels: Int64, places: Int64 | None, size: int, steps: int) -> Int64:
+    """int64[size, steps]: how many chains in each cell end with each step."""
+    combined = levels if places is None else places * (steps + 1) + levels
+    return np.bincount(combined, minlength=size * (steps + 1)).reshape(size, steps + 1)[:, 1:]
+
+
+def _counts(places: Int64 | None, there: Int64, size: int) -> list[int]:
+    """How many of the chains at these positions each cell has."""
+    return [len(there)] if places is None else np.bincount(places[there], minlength=size).tolist()
+
+
+def _by_place(durations: Int64, there: Int64, places: Int64 | None, size: int) -> list[bytes]:
+    """The durations of the chains at these positions, per cell."""
+    durations = durations[there].astype("<i8")
+    if places is None:
         return [durations.tobytes()]
-    order = np.argsort(places, kind="stable")
-    ends = np.cumsum(np.bincount(places, minlength=size))[:-1]
+    order = np.argsort(places[there], kind="stable")
+    ends = np.cumsum(np.bincount(places[there], minlength=size))[:-1]
     return [piece.tobytes() for piece in np.split(durations[order], ends)]

@@ -101,7 +101,7 @@ def make_pack(database: Database, app: str, relation: str, packs: str, place: in
     drop = f"DELETE FROM {target} WHERE relation = $1 AND condition = $2"
     _run(database, drop, ["text", "text"], *key)
     (stamp,) = page_stamps(database, [table])
-    if stamp is None:
+    if not stamp:
         return None
     insert = _PART.format(packs=target)
     last: tuple[int, str, int] | None = None
@@ -128,10 +128,16 @@ def make_pack(database: Database, app: str, relation: str, packs: str, place: in
     return None
 
 
-# There is no table, or no right yet, amid an upgrade. PostgreSQL must see what a serializable transaction reads.
-_MAY_BE_READ = """
-SELECT pg_catalog.has_table_privilege(pg_catalog.to_regclass($1)::pg_catalog.oid, 'SELECT')
-    AND pg_catalog.current_setting('transaction_isolation') <> 'serializable' AS may_be_read
+_INLINE = 8_192
+"""Parts of so few events come with the news that they are there; others only when they are wanted."""
+
+_FIND = f"""
+SELECT
+    condition, relation, stamp, events, first_user, last_user,
+    CASE WHEN events <= {_INLINE} THEN users END AS users,
+    CASE WHEN events <= {_INLINE} THEN counts END AS counts,
+    CASE WHEN events <= {_INLINE} THEN times END AS times
+FROM {{table}} WHERE condition = ANY ($1) AND relation = ANY ($2) ORDER BY condition, relation, part
 """
 
 
@@ -140,43 +146,42 @@ class Packs:
 
     Args:
         run: runs a query, of which it keeps the plan, with types and values of its parameters.
-        table: the name of the table of packs, as SQL; None when there is none.
+        table: the name of the table of packs, as SQL.
     """
 
-    def __init__(self, run: Run, table: str | None) -> None:
+    def __init__(self, run: Run, table: str) -> None:
         self._run = run
         self._table = table
-        self._stamps: dict[str, bytes | None] = {}
-        self._may_be_read: bool | None = None
+        self._found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+        """The parts of what was asked for, by condition and table: none where nothing is, or what changed since."""
 
-    def usable(self, condition: str, tables: Iterable[str]) -> dict[str, int]:
+    def find(self, conditions: Iterable[str], stamps: Mapping[str, bytes]) -> None:
+        """Looks for the packs of conditions in tables, all by one query.
+
+        Args:
+            conditions: SQL, as it is in the catalog for an index.
+            stamps: those of the tables as the snapshot sees them, by the tables' names, as SQL.
+        """
+        digests = {condition_digest(condition): condition for condition in conditions}
+        tables = {_relation(table): table for table in stamps}
+        self._found |= {(condition, table): [] for condition in digests.values() for table in stamps}
+        query = _FIND.format(table=self._table)
+        for part in self._run(query, ["text[]", "text[]"], [list(digests), list(tables)]):
+            table = tables[part["relation"]]
+            if part["stamp"] == stamps[table]:
+                self._found[digests[part["condition"]], table].append(part)
+
+    def usable(self, condition: str, stamps: Mapping[str, bytes]) -> dict[str, int]:
         """For each of the tables that did not change since its pack was made, how many events match the condition.
 
         Args:
-            condition: SQL, as it is in the catalog for an index.
-            tables: names of partitions, as SQL.
+            condition, stamps: as those of `find`.
         """
-        if self._may_be_read is None:
-            (row,) = self._run(_MAY_BE_READ, ["text"], [self._table])
-            self._may_be_read = bool(row["may_be_read"])
-        if not self._may_be_read:
-            return {}
-        names = {_relation(table): table for table in tables}
-        query = f"SELECT relation, stamp, events FROM {self._table} WHERE condition = $1 AND relation = ANY ($2)"
-        parts = list(self._run(query, ["text", "text[]"], [condition_digest(condition), list(names)]))
-        self._find_stamps({names[part["relation"]] for part in parts} - self._stamps.keys())
-        events: dict[str, int] = {}
-        for part in parts:
-            table = names[part["relation"]]
-            if part["stamp"] == self._stamps[table]:
-                events[table] = events.get(table, 0) + part["events"]
-        return events
-
-    def _find_stamps(self, tables: Iterable[str]) -> None:
-        asked = sorted(tables)
-        if asked:
-            (row,) = self._run("SELECT heap._page_stamps($1) AS stamps", ["text[]"], [asked])
-            self._stamps.update(zip(asked, row["stamps"], strict=True))
+        missing = {table: stamp for table, stamp in stamps.items() if (condition, table) not in self._found}
+        if missing:
+            self.find([condition], missing)
+        parts = {table: self._found[condition, table] for table in stamps}
+        return {table: sum(part["events"] for part in found) for table, found in parts.items() if found}
 
     def events(self, condition: str, table: str, first_user: int, last_user: int) -> Events:
         """What a usable pack has of these users."""
@@ -189,9 +194,15 @@ class Packs:
             )
             return list(self._run(query, ["text", "text", "int8", "int8"], key))
 
-        parts = read("users, counts, times")
+        parts = [
+            part
+            for part in self._found[condition, table]
+            if part["events"] and part["last_user"] >= first_user and part["first_user"] <= last_user
+        ]
         if not parts:
             return nothing()
+        if any(part["events"] > _INLINE for part in parts):
+            parts = read("users, counts, times")
         users = np.concatenate([np.repeat(decoded(part["users"]), decoded(part["counts"])) for part in parts])
         times = np.concatenate([decoded(part["times"]) for part in parts])
         found = Events(users, times, lambda: np.concatenate([decoded(part["event_ids"]) for part in read("event_ids")]))

@@ -10,12 +10,15 @@ snapshot: whatever it sees was written before it was taken.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 __all__ = ["Database", "hidden_pages", "page_stamps"]
 
 _VISIBLE = b"\x55"
+_SHIFTS = np.array([0, 2, 4, 6], np.uint8)
 """Of the two bits that a page has in the visibility map, the lower; a byte is of four pages."""
 
 _PAGE_HEADER = 24
@@ -38,20 +41,32 @@ class Database(Protocol):
     def quote_ident(self, text: str, /) -> str: ...
 
 
-_TABLES = """
+_TABLES = f"""
 SELECT
-    t.name, pg_relation_filenode(t.oid) AS file, current_setting('block_size')::int AS block,
-    pg_relation_size(t.oid, 'main') AS bytes, pg_relation_size(t.oid, 'vm') AS map_bytes,
-    (SELECT max(a.attnum) FROM pg_attribute AS a WHERE a.attrelid = t.oid) AS columns
-FROM unnest($1) WITH ORDINALITY AS asked (name, at)
-CROSS JOIN LATERAL (SELECT asked.name, to_regclass(asked.name)::oid AS oid) AS t
+    t.name, pg_relation_filenode(t.oid) AS file, t.pages, 4 * (t.block - {_PAGE_HEADER}) AS of_map_page,
+    pg_relation_size(t.oid, 'vm') / t.block AS map_pages,
+    (SELECT a.attnum FROM pg_attribute AS a WHERE a.attrelid = t.oid ORDER BY a.attnum DESC LIMIT 1) AS columns
+FROM (
+    SELECT named.name, named.oid, named.block, pg_relation_size(named.oid, 'main') / named.block AS pages
+    FROM (
+        SELECT name, to_regclass(name)::oid AS oid, current_setting('block_size')::int AS block
+        FROM unnest($1) AS asked (name)
+        OFFSET 0
+    ) AS named
+    OFFSET 0
+) AS t
 WHERE has_table_privilege(session_user, t.oid, 'SELECT')
+"""
+
+_PAGES = """
+SELECT heap._raw_page(asked.name, $1, asked.number) AS page
+FROM unnest($2, $3) WITH ORDINALITY AS asked (name, number, at) ORDER BY asked.at
 """
 
 
 def page_stamps(database: Database, tables: Sequence[str]) -> list[bytes | None]:
     """For each table what is the same only as long as no row came or went and every row is visible to everybody; None
-    while some may not be, and for one without rows or that the session's user may not read.
+    while some may not be, and for one that the session's user may not read; nothing, b"", for one without pages.
 
     A stamp is made of what tells the table's pages from any other (identifier of the server's data, file, number of
     columns there ever were) and the LSN of each page of its visibility map. Locking a row does not change it.
@@ -59,48 +74,85 @@ def page_stamps(database: Database, tables: Sequence[str]) -> list[bytes | None]
     Args:
         tables: names, as SQL.
     """
-    stamps = {table["name"]: _page_stamp(database, table) for table in _rows(database, _TABLES, ["text[]"], [*tables])}
+    stamps: dict[str, bytes | None] = {}
+    mapped = []
+    for row in _rows(database, _TABLES, ["text[]"], [*tables]):
+        if row["pages"] == 0:
+            stamps[row["name"]] = b""
+        elif row["map_pages"] >= (needed := -(-row["pages"] // row["of_map_page"])):
+            contents = struct.pack("<QQ", row["file"], row["columns"])
+            mapped.append(_Table(row["name"], contents, row["pages"], needed, row["of_map_page"]))
+    stamps |= _stamps(database, mapped)
     return [stamps.get(name) for name in tables]
 
 
-def _page_stamp(database: Database, table: Mapping[str, Any]) -> bytes | None:
-    pages = -(-table["bytes"] // table["block"])
-    of_map_page = 4 * (table["block"] - _PAGE_HEADER)
-    map_pages = -(-pages // of_map_page)
-    if not pages or table["map_bytes"] < map_pages * table["block"]:
-        return None
-    stamp = [_system_identifier(database), struct.pack("<QQ", table["file"], table["columns"])]
-    unseen: list[int] = []
+class _Table(NamedTuple):
+    """A table whose map is as long as the table needs.
+
+    Attributes:
+        contents: its file and the number of its columns.
+        pages: how many it has.
+        map_pages: how many pages of the map they need.
+        of_map_page: how many pages a page of the map is of.
+    """
+
+    name: str
+    contents: bytes
+    pages: int
+    map_pages: int
+    of_map_page: int
+
+
+def _stamps(database: Database, tables: Sequence[_Table]) -> dict[str, bytes | None]:
+    """The stamps of tables, the pages of all their maps read by one query."""
+    wanted = [(table.name, number) for table in tables for number in range(table.map_pages)]
+    if not wanted:
+        return {}
     try:
-        for number, page in enumerate(_raw_pages(database, table["name"], "vm", range(map_pages))):
-            lsn, first = page[:8], number * of_map_page
-            unseen += hidden_pages(page, first, min(of_map_page, pages - first))
-            if len(unseen) > _MAX_UNUSED or not any(lsn):  # what is not logged has no other later
-                return None
-            stamp.append(lsn)
-        if any(any(page[14:16]) for page in _raw_pages(database, table["name"], "main", unseen)):
-            return None
+        pages = iter(_raw_pages(database, "vm", wanted))
+        return {table.name: _stamp(database, table, [next(pages) for _ in range(table.map_pages)]) for table in tables}
     except Exception as error:  # plpy.SPIError exists inside PostgreSQL only
-        if getattr(error, "sqlstate", None) == "22023":  # VACUUM gave pages back meanwhile
+        if getattr(error, "sqlstate", None) != "22023":
+            raise
+    # VACUUM gave pages of one of them back meanwhile.
+    if len(tables) == 1:
+        return {}
+    return {name: stamp for table in tables for name, stamp in _stamps(database, [table]).items()}
+
+
+def _stamp(database: Database, table: _Table, map_pages: Sequence[bytes]) -> bytes | None:
+    stamp = [_system_identifier(database), table.contents]
+    unseen: list[int] = []
+    for number, page in enumerate(map_pages):
+        lsn, first = page[:8], number * table.of_map_page
+        unseen += hidden_pages(page, first, min(table.of_map_page, table.pages - first))
+        if len(unseen) > _MAX_UNUSED or not any(lsn):  # what is not logged has no other later
             return None
-        raise
+        stamp.append(lsn)
+    for number in unseen:  # mostly the first of them is in use
+        (page,) = _raw_pages(database, "main", [(table.name, number)])
+        if any(page[14:16]):
+            return None
     return b"".join(stamp)
 
 
 def hidden_pages(page: bytes, first: int, count: int) -> list[int]:
     """The pages of a table whose bit is not set in a page of its map, which begins with page `first`."""
-    bits = page[_PAGE_HEADER : _PAGE_HEADER + -(-count // 4)]
-    mask = int.from_bytes(_VISIBLE * len(bits), "little") & (1 << 2 * count) - 1
-    if int.from_bytes(bits, "little") & mask == mask:
+    shown = page[_PAGE_HEADER : _PAGE_HEADER + -(-count // 4)]
+    mask = int.from_bytes(_VISIBLE * len(shown), "little") & (1 << 2 * count) - 1
+    if int.from_bytes(shown, "little") & mask == mask:
         return []
-    return [first + at for at in range(count) if not bits[at // 4] >> 2 * (at % 4) & 1]
+    bits = np.frombuffer(shown, np.uint8)
+    open_bytes = np.flatnonzero(bits & _VISIBLE[0] != _VISIBLE[0])
+    hidden = ((bits[open_bytes, None] >> _SHIFTS) & 1) == 0
+    pages = (4 * open_bytes[:, None] + np.arange(4))[hidden]
+    found: list[int] = (first + pages[pages < count]).tolist()
+    return found
 
 
-def _raw_pages(database: Database, table: str, fork: str, pages: Iterable[int]) -> Iterator[bytes]:
-    for number in pages:
-        query = "SELECT heap._raw_page($1, $2, $3) AS page"
-        (row,) = _rows(database, query, ["text", "text", "int8"], table, fork, number)
-        yield row["page"]
+def _raw_pages(database: Database, fork: str, pages: Sequence[tuple[str, int]]) -> list[bytes]:
+    names, numbers = zip(*pages, strict=True)
+    return [row["page"] for row in _rows(database, _PAGES, ["text", "text[]", "int8[]"], fork, [*names], [*numbers])]
 
 
 def _system_identifier(database: Database) -> bytes:

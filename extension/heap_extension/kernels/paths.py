@@ -76,6 +76,7 @@ def _moves(path: _PathAsked, visited: Visits, names: list[str | None]) -> Iterat
 def _visits(shard: Shard, asked: _Specification) -> Iterator[_Named]:
     """The visits, by slices of users that fit into memory."""
     population = Population(shard, asked)
+    shard.expect(asked["events"])
     for users in shard.slices_of(asked["events"], asked["slice"]):
         events = [population.members(shard.events(selection, users)) for selection in asked["events"]]
         if asked["nodes"] is not None:

@@ -112,6 +112,7 @@ def found_chains(shard: Shard, asked: SequenceAsked) -> Iterator[Found]:
     """The chains that count, by slices of users that fit into memory."""
     reads = _Reads(shard, asked)
     selections = [part["events"] for part in (*asked["steps"], *reads.rules["exclusions"])]
+    shard.expect(selections)
     for users in shard.slices_of(selections, asked["slice"]):
         yield reads.in_any_order(users) if reads.rules["any_order"] is not None else reads.in_order(users)
 

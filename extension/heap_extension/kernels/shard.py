@@ -15,16 +15,17 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from itertools import chain, pairwise
 from operator import attrgetter
 from typing import Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
 from heap_extension.kernels.events import Events, Int64, changes, joined, nothing, united
+from heap_extension.kernels.kept_events import Key, kept_events
 from heap_extension.kernels.packs import Packs
 
-__all__ = ["NULL", "Between", "Database", "Query", "Scan", "Selection", "Shard", "Users"]
+__all__ = ["NULL", "Between", "Database", "Periods", "Query", "Scan", "Selection", "Shard", "Users"]
 
 NULL = b"\xff"
 """Stands for null among texts: no UTF-8 has this byte. A zero byte, which no text has, parts them."""
@@ -85,6 +86,18 @@ class Between(NamedTuple):
     last: int
 
 
+class Periods(NamedTuple):
+    """Of each user the instants from one to another, both included: microseconds. Those of a user have none in common.
+
+    Attributes:
+        users, since, until: int64[n].
+    """
+
+    users: Int64
+    since: Int64
+    until: Int64
+
+
 Users = Between | Int64
 """Whose events are read: those of a range, or of a list of few."""
 
@@ -110,9 +123,6 @@ class _Part(NamedTuple):
     start: int = _LEAST
     end: int = _GREATEST
 
-    def touches(self, selection: Selection) -> bool:
-        return self.start < selection["end"] and self.end > selection["start"]
-
     def is_inside(self, selection: Selection) -> bool:
         return self.start >= selection["start"] and self.end <= selection["end"]
 
@@ -124,21 +134,59 @@ class _Partitions(NamedTuple):
         state: another one after any change of them.
         by_time: those of a range of time, in its order.
         rest: the default partition, which has the events of all other times.
-        readable: whether the caller may read each, and sees all rows.
     """
 
     state: bytes | None
     by_time: list[_Part]
     rest: _Part | None
-    readable: bool = False
+
+    def touched(self, start: int, end: int) -> list[_Part]:
+        """Those with events from an instant to before another."""
+        touched = [part for part in self.by_time if part.start < end and part.end > start]
+        covered = start
+        for part in touched:
+            if part.start > covered:
+                break
+            covered = part.end
+        return touched if covered >= end or self.rest is None else [*touched, self.rest]
+
+
+class _Look(NamedTuple):
+    """What is looked up once in each call.
+
+    Attributes:
+        partitions: as the snapshot has them.
+        readable: whether the caller may read each, and sees all rows.
+        packs_readable: whether they may read packs, too.
+        serializable: PostgreSQL must see what such a transaction reads.
+    """
+
+    partitions: _Partitions
+    readable: bool
+    packs_readable: bool
+    serializable: bool
+
+
+class _Names(NamedTuple):
+    """What the tables of a shard are called, by the app's names for them.
+
+    Attributes:
+        own: the name of the shard of `<app>.shards`: while it is the same, so are the others.
+        tables: their quoted names.
+    """
+
+    own: str
+    tables: dict[str, str]
 
 
 class _Parameter(NamedTuple):
-    """A parameter of a query: its type, and the condition that it stands in."""
+    """A parameter of a query: its type, and the condition that it stands in; or, of rows that the events are joined to,
+    what stands before their table."""
 
     type: str
     value: Any
     condition: str = ""
+    joined: str = ""
 
 
 _MAX_KEPT = 1_000_000
@@ -152,6 +200,13 @@ _plans: OrderedDict[tuple[str, ...], Any] = OrderedDict()
 
 _partitions: dict[tuple[str, int], _Partitions] = {}
 """By name and oid of the table of events."""
+
+_names: dict[tuple[int, str], _Names] = {}
+"""By the oid of the shard of `<app>.shards` and the app's schema."""
+
+_NO_SUCH_TABLE = "42P01"
+_NO_PAGES = b""
+"""The stamp of a table without pages, and so without rows."""
 
 _EVENTS_OF_SPANS = """
 SELECT inside.user_id, inside.time, inside.event_id
@@ -177,18 +232,23 @@ WHERE own.shardid = $1 AND theirs.logicalrelid = pg_catalog.to_regclass($2)
 """
 
 # A change of partitions makes other rows of pg_inherits. Read with the snapshot of the query, they are the partitions
-# that had the events it sees, also while rows move from one to another.
-_STATE_OF_PARTITIONS = """
+# that had the events it sees, also while rows move from one to another. Naming the table is as if they were read
+# through it: that right is needed, and no partition is dropped until the end of the transaction.
+_LOOK = """
 SELECT
-    pg_catalog.to_regclass($1)::pg_catalog.oid AS events,
+    $1::pg_catalog.regclass::text AS own,
+    pg_catalog.to_regclass($2)::pg_catalog.oid AS events,
     pg_catalog.string_agg(
         pg_catalog.oidsend(inhrelid) || pg_catalog.xidsend(xmin) || pg_catalog.tidsend(ctid)
         || pg_catalog.boolsend(inhdetachpending) || pg_catalog.textsend(inhrelid::pg_catalog.regclass::text), ''
     ) AS state,
     pg_catalog.bool_and(
         pg_catalog.has_table_privilege(inhrelid, 'SELECT') AND NOT pg_catalog.row_security_active(inhrelid)
-    ) AND NOT pg_catalog.row_security_active(pg_catalog.to_regclass($1)::pg_catalog.oid) AS readable
-FROM pg_catalog.pg_inherits WHERE inhparent = pg_catalog.to_regclass($1)
+    ) AND NOT pg_catalog.row_security_active(pg_catalog.to_regclass($2)::pg_catalog.oid) AS readable,
+    pg_catalog.has_table_privilege(pg_catalog.to_regclass($3)::pg_catalog.oid, 'SELECT') AS packs_readable,
+    pg_catalog.current_setting('transaction_isolation') = 'serializable' AS serializable,
+    EXISTS (SELECT FROM {events} WHERE false) AS named
+FROM pg_catalog.pg_inherits WHERE inhparent = pg_catalog.to_regclass($2)
 """
 
 # By functions, since Citus hides the rows of shards in pg_class from most sessions.
@@ -220,10 +280,16 @@ class Shard:
         self._database = database
         self._schema = schema
         self._relation = int(relation)
-        self._own_name: str | None = None
-        self._tables: dict[str, str] = {}
-        self._partitions: _Partitions | None = None
+        self._names: _Names | None = None
+        self._looked: _Look | None = None
+        self._touched: dict[tuple[int, int], list[_Part]] = {}
+        self._stamps: dict[str, bytes | None] = {}
         self._packs: Packs | None = None
+        self._expected: Sequence[Selection] = ()
+
+    def expect(self, selections: Sequence[Selection]) -> None:
+        """Says which events will be wanted, so that what is there of them is asked for at once."""
+        self._expected = selections
 
     def events(self, selection: Selection, users: Users | None = None) -> Events:
         """The events of a selection.
@@ -239,6 +305,40 @@ class Shard:
             found = found.at(positions[found.times[positions] >= selection["first_since"]])
         return found
 
+    def grouped(
+        self, selection: Selection, by: Sequence[str], aggregates: Sequence[str], users: Users | Periods | None = None
+    ) -> tuple[list[Int64], list[list[bytes]]]:
+        """The events of a selection in groups, in no order. A group comes once per partition, scan and period.
+
+        Args:
+            by: columns of type bigint, which with the selection's values make a group; nulls come as 0.
+            aggregates: what is read of each group, SQL of type bigint or timestamptz that gives no nulls.
+            users: whose, or of which periods; None for everybody's.
+
+        Returns:
+            The columns and the aggregates, and the values.
+        """
+        numbers = [f"pg_catalog.int8send(coalesce({name}, 0))" for name in by]
+        numbers += [
+            f"pg_catalog.{'timestamptz_send' if '(time)' in aggregate else 'int8send'}(aggregate_{at})"
+            for at, aggregate in enumerate(aggregates)
+        ]
+        names = [f"value_{at}" for at in range(len(selection["values"]))]
+        columns = [*by, *(f"{value} AS {name}" for value, name in zip(selection["values"], names, strict=True))]
+        shown = [*columns, *(f"{aggregate} AS aggregate_{at}" for at, aggregate in enumerate(aggregates))]
+        group_by = ", ".join(str(at) for at in range(1, len(columns) + 1))
+        nothing_found: list[Int64] = [np.zeros(0, np.int64) for _ in numbers]
+        found: list[tuple[list[Int64], list[list[bytes]]]] = [(nothing_found, [[] for _ in names])]
+        for scan in selection["scans"]:
+            for part in self._parts(scan, selection):
+                bounds = [*([] if part.is_inside(selection) else _times(selection)), *_of_any_order(users, part)]
+                query = f"SELECT {', '.join(shown)} FROM {self._matching(part, scan, bounds)} GROUP BY {group_by}"
+                found.append(self._columns(query, numbers, bounds, names))
+        return (
+            [np.concatenate(arrays) for arrays in zip(*(arrays for arrays, _ in found), strict=True)],
+            [list(chain.from_iterable(texts)) for texts in zip(*(texts for _, texts in found), strict=True)],
+        )
+
     def known_events(self) -> int:
         """About how many events the shard has, as its statistics say."""
         (row,) = self._rows(
@@ -247,6 +347,10 @@ class Shard:
             [_Parameter("text", self._table("events"))],
         )
         return int(row["events"])
+
+    def measured(self, selection: Selection) -> Selection:
+        """The selection with a size: where nobody knows it, that of all events."""
+        return selection if selection["size"] is not None else {**selection, "size": self.known_events()}
 
     def slices_of(self, selections: Sequence[Selection], size: int) -> list[Users | None]:
         """Users, such that there are about `size` events of each selection of theirs; None for everybody."""
@@ -284,24 +388,78 @@ class Shard:
 
     def _events_of(self, scan: Scan, selection: Selection, users: Users | None) -> Events:
         parts = self._parts(scan, selection)
+        stamps = self._stamps_of(parts, scan, selection)
+        parts = [part for part in parts if stamps.get(part.table) != _NO_PAGES]
+        stamps = {table: stamp for table, stamp in stamps.items() if stamp != _NO_PAGES}
+        if not stamps or isinstance(users, Between):
+            return self._read(parts, scan, selection, users)
+        still = [part for part in parts if part.table in stamps]
+        key = self._key(still, scan, selection)
+        events = kept_events.find(key, tuple(stamps.values()), lambda: self._read(still, scan, selection, None))
+        if events is None:
+            if users is not None:
+                return self._read(parts, scan, selection, users)
+            events = self._read(still, scan, selection, None)
+            kept_events.keep(key, tuple(stamps.values()), events)
+        changing = [part for part in parts if part.table not in stamps]
+        runs = [events if users is None else events.of_few(users)]
+        return joined([*runs, self._read(changing, scan, selection, users)] if changing else runs)
+
+    def _key(self, parts: Sequence[_Part], scan: Scan, selection: Selection) -> Key:
+        """What these partitions have of a scan: the same for all selections that ask for the whole of them."""
+        start = max(selection["start"], min(part.start for part in parts))
+        end = min(selection["end"], max(part.end for part in parts))
+        return Key(self._text(scan["where"]), tuple(part.table for part in parts), start, end)
+
+    def _stamps_of(self, parts: Sequence[_Part], scan: Scan, selection: Selection) -> dict[str, bytes]:
+        """The stamps of those partitions that have one, if nothing but their rows says what is read of them."""
+        if not self._is_of_index(scan, selection):
+            return {}
+        missing = {part.table for part in parts} - self._stamps.keys()
+        if missing:
+            for scan, selection in self._expected_scans():
+                missing.update(part.table for part in self._parts(scan, selection))
+            asked = sorted(missing - self._stamps.keys())
+            (row,) = self._rows("SELECT heap._page_stamps($1) AS stamps", [_Parameter("text[]", asked)])
+            self._stamps.update(zip(asked, row["stamps"], strict=True))
+        stamps = {part.table: self._stamps[part.table] for part in parts}
+        return {table: stamp for table, stamp in stamps.items() if stamp is not None}
+
+    def _read(self, parts: Sequence[_Part], scan: Scan, selection: Selection, users: Users | None) -> Events:
+        """The events of partitions, from packs and indexes."""
         packed = self._packed(parts, scan, selection, users)
         runs = [packed.get(part.table) or self._run(part, scan, selection, users) for part in parts]
         return joined(runs) if runs else nothing(len(selection["values"]))
+
+    def _is_of_index(self, scan: Scan, selection: Selection) -> bool:
+        """Whether what is read is what the index of a definition has, and the caller may know all of it."""
+        found = self._look()
+        return (
+            scan["definition"] is not None
+            and len(scan["where"]) == 1
+            and not selection["values"]
+            and found.readable
+            and not found.serializable
+        )
+
+    def _expected_scans(self) -> list[tuple[Scan, Selection]]:
+        scans = [(scan, selection) for selection in self._expected for scan in selection["scans"]]
+        return [(scan, selection) for scan, selection in scans if self._is_of_index(scan, selection)]
 
     def _packed(
         self, parts: Sequence[_Part], scan: Scan, selection: Selection, users: Users | None
     ) -> dict[str, Events]:
         """The events of those partitions that have a pack of the scan's condition, by table; without those in which few
         users are sooner looked up."""
-        if scan["definition"] is None or selection["values"]:
+        stamps = self._stamps_of(parts, scan, selection)
+        if not stamps or not self._look().packs_readable:
             return {}
         if self._packs is None:
-            table = None
-            with suppress(LookupError):  # none before an app of an earlier version is brought to this one
-                table = self._table("packs")
-            self._packs = Packs(self._run_kept, table)
+            self._packs = Packs(self._run_kept, self._table("packs"))
+            conditions = {self._text(expected["where"]) for expected, _ in self._expected_scans()}
+            self._packs.find(conditions, {table: stamp for table, stamp in self._stamps.items() if stamp})
         condition = self._text(scan["where"])
-        usable = self._packs.usable(condition, [part.table for part in parts])
+        usable = self._packs.usable(condition, stamps)
         first, last = (_LEAST, _GREATEST) if users is None else (int(users[0]), int(users[-1]))
         found: dict[str, Events] = {}
         for part in parts:
@@ -328,12 +486,14 @@ class Shard:
     def _select(self, part: _Part, scan: Scan, values: Sequence[str], bounds: Sequence[_Parameter]) -> str:
         """The events of a part that fulfil the condition and the bounds, in the order of the index."""
         columns = ["user_id", "time", "event_id", *(f"{value} AS value_{at}" for at, value in enumerate(values))]
+        return f"SELECT {', '.join(columns)} FROM {self._matching(part, scan, bounds)} ORDER BY user_id, time, event_id"
+
+    def _matching(self, part: _Part, scan: Scan, bounds: Sequence[_Parameter]) -> str:
+        """What stands behind FROM: the events of a part that fulfil the condition and the bounds."""
         where = [f"({self._text(scan['where'])})"]
-        where += [bound.condition.format(f"${at}") for at, bound in enumerate(bounds, start=1)]
-        return (
-            f"SELECT {', '.join(columns)} FROM {part.table} AS {self._database.quote_ident(scan['alias'])}"
-            f" WHERE {' AND '.join(where)} ORDER BY user_id, time, event_id"
-        )
+        where += [bound.condition.format(f"${at}") for at, bound in enumerate(bounds, start=1) if bound.condition]
+        joined_to = "".join(bound.joined.format(f"${at}") for at, bound in enumerate(bounds, start=1))
+        return f"{joined_to}{part.table} AS {self._database.quote_ident(scan['alias'])} WHERE {' AND '.join(where)}"
 
     def _columns(
         self, query: str, numbers: Sequence[str], bounds: Sequence[_Parameter], texts: Sequence[str] = ()
@@ -369,40 +529,66 @@ class Shard:
         """What to read for a scan: the partitions that the selection touches. All events in one where a condition reads
         other tables, which would be read again for each partition, or where the caller may read the events but not each
         partition."""
-        if self._partitions is None:
-            self._partitions = self._find_partitions()
-        if not self._partitions.readable or len(scan["where"]) > 1:
+        partitions, readable, *_ = self._look()
+        if not readable or len(scan["where"]) > 1:
             return [self._everything()]
-        touched = [part for part in self._partitions.by_time if part.touches(selection)]
-        covered = selection["start"]
-        for part in touched:
-            if part.start > covered:
-                break
-            covered = part.end
-        rest = self._partitions.rest
-        return touched if covered >= selection["end"] or rest is None else [*touched, rest]
+        between = selection["start"], selection["end"]
+        if between not in self._touched:
+            self._touched[between] = partitions.touched(*between)
+        return self._touched[between]
 
-    def _find_partitions(self) -> _Partitions:
-        """The partitions, as they were found before or, after any change of them, anew."""
-        table = self._table("events")
-        # As if they were read through their table: that right is needed, and no partition is dropped until the end.
-        self._rows(f"SELECT 1 FROM {table} WHERE false")
-        name = _Parameter("text", table)
-        (state,) = self._rows(_STATE_OF_PARTITIONS, [name])
-        key = table, int(state["events"])
-        if key not in _partitions or _partitions[key].state != state["state"]:
-            by_time, rest = [], None
-            for row in self._rows(_PARTITIONS, [name]):
-                if row["name"].isdigit():  # dropped since the snapshot was taken: its events are gone for everybody
-                    continue
-                part = _Part(row["name"], _instant(row["first"], _LEAST), _instant(row["behind"], _GREATEST))
-                if row["is_default"]:
-                    rest = _Part(row["name"])
-                else:
-                    by_time.append(part)
-            by_time.sort(key=attrgetter("start"))
-            _partitions[key] = _Partitions(state["state"], by_time, rest)
-        return _partitions[key]._replace(readable=bool(state["readable"]))
+    def _look(self) -> _Look:
+        """What is looked up once: with it, that the names kept in the session are still those of the tables."""
+        if self._looked is None:
+            row = self._look_by_kept_names() or self._look_by(self._find_names())
+            key = self._table("events"), int(row["events"])
+            if key not in _partitions or _partitions[key].state != row["state"]:
+                _partitions[key] = self._find_partitions(row["state"])
+            readable, packs_readable = bool(row["readable"]), bool(row["packs_readable"])
+            self._looked = _Look(_partitions[key], readable, packs_readable, bool(row["serializable"]))
+        return self._looked
+
+    def _look_by(self, names: _Names) -> Mapping[str, Any]:
+        self._names = names
+        events, packs = names.tables["events"], names.tables.get("packs")
+        parameters = [_Parameter("oid", self._relation), _Parameter("text", events), _Parameter("text", packs)]
+        (row,) = self._rows(_LOOK.format(events=events), parameters)
+        return row
+
+    def _look_by_kept_names(self) -> Mapping[str, Any] | None:
+        own, tables = _names.get((self._relation, self._schema), (None, {}))
+        if own is None:
+            return None
+        try:
+            row = self._look_by(_Names(own, dict(tables)))
+        except Exception as error:  # plpy.SPIError exists inside PostgreSQL only
+            if getattr(error, "sqlstate", None) != _NO_SUCH_TABLE:
+                raise
+            return None
+        return row if row["own"] == own else None
+
+    def _find_names(self) -> _Names:
+        # Citus hides the rows of shards in pg_class from most sessions.
+        (own,) = self._rows("SELECT $1::pg_catalog.regclass::text AS name", [_Parameter("oid", self._relation)])
+        names = _Names(str(own["name"]), {})
+        self._name(names, "events")
+        with suppress(LookupError):  # none before an app of an earlier version is brought to this one
+            self._name(names, "packs")
+            _names[self._relation, self._schema] = _Names(names.own, dict(names.tables))
+        return names
+
+    def _find_partitions(self, state: bytes | None) -> _Partitions:
+        by_time, rest = [], None
+        for row in self._rows(_PARTITIONS, [_Parameter("text", self._table("events"))]):
+            if row["name"].isdigit():  # dropped since the snapshot was taken: its events are gone for everybody
+                continue
+            part = _Part(row["name"], _instant(row["first"], _LEAST), _instant(row["behind"], _GREATEST))
+            if row["is_default"]:
+                rest = _Part(row["name"])
+            else:
+                by_time.append(part)
+        by_time.sort(key=attrgetter("start"))
+        return _Partitions(state, by_time, rest)
 
     def _everything(self) -> _Part:
         return _Part(self._table("events"))
@@ -412,25 +598,27 @@ class Shard:
 
     def _table(self, name: str) -> str:
         """The quoted name of the table's shard."""
-        if name not in self._tables:
-            table = f"{self._database.quote_ident(self._schema)}.{self._database.quote_ident(name)}"
-            shard = self._shard_of(table)
-            quoted = self._database.quote_ident(name if shard is None else f"{name}_{shard}")
-            self._tables[name] = f"{self._database.quote_ident(self._schema)}.{quoted}"
-        return self._tables[name]
+        if self._names is None:
+            self._look()
+        assert self._names is not None
+        if name not in self._names.tables:
+            self._name(self._names, name)
+        return self._names.tables[name]
 
-    def _shard_of(self, table: str) -> int | None:
+    def _name(self, names: _Names, name: str) -> None:
+        """Finds what a table's shard is called."""
+        schema, quote = self._database.quote_ident(self._schema), self._database.quote_ident
+        shard = self._shard_beside(names.own, f"{schema}.{quote(name)}")
+        names.tables[name] = f"{schema}.{quote(name if shard is None else f'{name}_{shard}')}"
+
+    def _shard_beside(self, own: str, table: str) -> int | None:
         """The number of a table's shard beside the kernel's; None without Citus."""
-        # Citus hides the rows of shards in pg_class from most sessions.
-        if self._own_name is None:
-            (own,) = self._rows("SELECT $1::pg_catalog.regclass::text AS name", [_Parameter("oid", self._relation)])
-            self._own_name = str(own["name"])
-        own_shard = re.fullmatch(r".*\bshards_(\d+)", self._own_name)
+        own_shard = re.fullmatch(r".*\bshards_(\d+)", own)
         if own_shard is None:
             return None
         found = list(self._rows(_SHARD_BESIDE, [_Parameter("int8", int(own_shard[1])), _Parameter("text", table)]))
         if len(found) != 1:
-            raise LookupError(f"no shard of {table} beside {self._own_name}")
+            raise LookupError(f"no shard of {table} beside {own}")
         return int(found[0]["shard"])
 
 
@@ -438,7 +626,7 @@ def _known_size(selection: Selection, every: int) -> int:
     """About how many events a selection has, of `every` there is."""
     if selection["size"] is not None:
         return selection["size"]
-    return every if any(scan["where"] == ["TRUE"] for scan in selection["scans"]) else every // _SHARE_OF_UNKNOWN
+    return every if any(scan["definition"] == "any" for scan in selection["scans"]) else every // _SHARE_OF_UNKNOWN
 
 
 def _times(selection: Selection) -> list[_Parameter]:
@@ -455,6 +643,40 @@ def _of_users(users: Users | None) -> list[_Parameter]:
             return [_Parameter("int8", first, "user_id >= {}"), _Parameter("int8", last, "user_id <= {}")]
     ids = ",".join(map(str, users.tolist()))
     return [_Parameter("text", f"{{{ids}}}", "user_id = ANY ({}::pg_catalog.int8[])")]
+
+
+def _of_any_order(users: Users | Periods | None, part: _Part) -> list[_Parameter]:
+    """As `_of_users`, for reads in no order: no index is worth going through the table by for a range of users."""
+    if isinstance(users, Periods):
+        return _of_periods(users, part)
+    bounds = _of_users(users)
+    if isinstance(users, Between):
+        return [bound._replace(condition=bound.condition.replace("user_id", "user_id + 0")) for bound in bounds]
+    return bounds
+
+
+def _of_periods(periods: Periods, part: _Part) -> list[_Parameter]:
+    """Those that the part touches."""
+    kept = np.flatnonzero((periods.until >= part.start) & (periods.since < part.end))
+    user, since, until = (f"{{{','.join(map(str, column[kept].tolist()))}}}" for column in periods)
+    return [
+        _Parameter("text", user, "user_id = asked_user", "unnest({}::pg_catalog.int8[], "),
+        _Parameter("text", since, f"time >= {_instant_of('asked_since')}", "{}::pg_catalog.int8[], "),
+        _Parameter(
+            "text",
+            until,
+            f"time <= {_instant_of('asked_until')}",
+            "{}::pg_catalog.int8[]) AS asked (asked_user, asked_since, asked_until) CROSS JOIN ",
+        ),
+    ]
+
+
+def _instant_of(microseconds: str) -> str:
+    """SQL for the timestamptz of microseconds since 2000; days apart, so that it is exact."""
+    return (
+        f"('2000-01-01 00:00+00'::timestamptz + {microseconds} / 86400000000 * interval '24:00:00'"
+        f" + {microseconds} % 86400000000 * interval '1 microsecond')"
+    )
 
 
 def _instant(sent: bytes | None, without: int) -> int:

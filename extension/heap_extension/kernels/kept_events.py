@@ -1,0 +1,107 @@
+"""Events that a session read before, for as long as no row of the partitions they are from came or went.
+
+Reading is most of what a call costs that finds little. Whoever asks again, or asks something else of the same events,
+needs no more than the proof that they are still the same: the stamps of their partitions (`page_stamps`), taken with
+the snapshot of the query. Events are kept, never answers.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
+
+from heap_extension.kernels.events import Events, Int64
+
+__all__ = ["MAX_BYTES", "KeptEvents", "Key", "kept_events"]
+
+MAX_BYTES = 64 << 20
+"""How much a session keeps: 4 million events without their ids."""
+
+_LARGEST = MAX_BYTES // 2
+"""What is larger would push out all else."""
+
+_ENTRY = 500
+"""Bytes of an entry beside its arrays and the text of its condition, about."""
+
+
+class Key(NamedTuple):
+    """What was read: the events of these tables that fulfil a condition, from an instant to before another.
+
+    Attributes:
+        condition: SQL, immutable as that of an index.
+        tables: the partitions' names, as SQL.
+        start, end: microseconds since 2000.
+    """
+
+    condition: str
+    tables: tuple[str, ...]
+    start: int
+    end: int
+
+
+class _Entry(NamedTuple):
+    stamps: tuple[bytes, ...]
+    users: Int64
+    times: Int64
+    ids: Int64 | None
+    size: int
+
+
+class KeptEvents:
+    """The events that are kept, what was asked for longest ago first to go."""
+
+    def __init__(self, max_bytes: int = MAX_BYTES, largest: int = _LARGEST) -> None:
+        self._max_bytes = max_bytes
+        self._largest = largest
+        self._entries: OrderedDict[Key, _Entry] = OrderedDict()
+        self.size = 0
+        """Bytes, about."""
+
+    def find(self, key: Key, stamps: tuple[bytes, ...], read: Callable[[], Events]) -> Events | None:
+        """The events of the key, if they are kept and the tables have the stamps they had; else they go.
+
+        Args:
+            read: reads them anew: their ids, if those are needed and are not kept.
+        """
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        if entry.stamps != stamps:
+            self._drop(key)
+            return None
+        self._entries.move_to_end(key)
+        return Events(entry.users, entry.times, lambda: self._ids(key, entry, read), _ids=entry.ids)
+
+    def keep(self, key: Key, stamps: tuple[bytes, ...], events: Events) -> None:
+        """Keeps events that were read with the snapshot that the stamps were taken with. Nobody may change them."""
+        self._drop(key)
+        size = events.users.nbytes + events.times.nbytes + len(key.condition) + _ENTRY
+        self._add(key, _Entry(stamps, events.users, events.times, None, size))
+
+    def _ids(self, key: Key, entry: _Entry, read: Callable[[], Events]) -> Int64:
+        ids = read().ids
+        if self._entries.get(key) is entry:
+            self._drop(key)
+            self._add(key, entry._replace(ids=ids, size=entry.size + ids.nbytes))
+        return ids
+
+    def _add(self, key: Key, entry: _Entry) -> None:
+        if entry.size > self._largest:
+            return
+        for array in (entry.users, entry.times, entry.ids):
+            if array is not None:
+                array.setflags(write=False)
+        self._entries[key] = entry
+        self.size += entry.size
+        while self.size > self._max_bytes:
+            self._drop(next(iter(self._entries)))
+
+    def _drop(self, key: Key) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self.size -= entry.size
+
+
+kept_events = KeptEvents()
+"""Those of the session."""
