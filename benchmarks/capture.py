@@ -38,7 +38,7 @@ from heap_ingest.capture.limits import Limits
 from heap_ingest.capture.pack import pack_events
 from heap_ingest.capture.parse import Origin, parse_body, parse_items
 from heap_ingest.log import ProducerRecord
-from heap_ingest.messages import EventMessage, EventsMessage, decode, encode, message_key
+from heap_ingest.messages import CapturedMessage, EventMessage, decode, encode, message_key
 from tests.ingest.capture_server import PARTITIONS, CaptureServer, ensure_key
 from tests.servers import server_folder
 
@@ -85,7 +85,7 @@ def one_by_one(records: list[ProducerRecord]) -> list[ProducerRecord]:
     singles = []
     for record in records:
         message = decode(record.value)
-        assert isinstance(message, EventsMessage)
+        assert isinstance(message, CapturedMessage)
         events = (message.single(position) for position in range(len(message.events)))
         singles += [ProducerRecord(message_key(event.app, event.user_id), encode(event)) for event in events]
     return singles

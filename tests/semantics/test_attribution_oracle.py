@@ -27,7 +27,7 @@ _MODELS = ["first", "last", "linear", "position"]
 Values = tuple[str | None, ...]
 
 
-def _touches(events: Sequence[Event], conversion: Event, window: timedelta, names: Sequence[str]) -> list[Values]:
+def naive_touches(events: Sequence[Event], conversion: Event, window: timedelta, names: Sequence[str]) -> list[Values]:
     """The touches of a conversion in order: neighbouring events of one session with the same values are one."""
     found: list[tuple[int | None, Values]] = []
     for event in sorted(events, key=lambda event: event.order):
@@ -65,7 +65,9 @@ def naive_attribution(
             continue
         amount = conversion.get("amount")
         is_number = isinstance(amount, (int, float)) and not isinstance(amount, bool)
-        found: list[Values | None] = [*_touches([e for e in events if touches(e)], conversion, window, names)] or [None]
+        found: list[Values | None] = [*naive_touches([e for e in events if touches(e)], conversion, window, names)] or [
+            None
+        ]
         for values, weight in zip(found, _weights(model, len(found)), strict=True):
             if weight:
                 credit, users, value = rows.get(values, (Fraction(0), set(), Fraction(0)))

@@ -71,6 +71,13 @@ _COUNTED = [
     "retention from {0} to any by day in brackets (1, 3, 7 days) rolling group by path top 1",
     "retention from {0} to {1} by day for 9 days in 24 hour windows at least 2 times",
     "retention from any to {0} by day for 9 days streak",
+    "sessions", "sessions by day", "sessions by week group by country, user.plan",
+    "sessions by day group by country, path top 1", "sessions group by entry path top 2",
+    "sessions where path != '/b' by day group by entry path", "sessions by month group by exit country, path, entry path",
+    *(f"attribution of {{0}} to path by {model} within 1 day" for model in ("first", "last", "linear", "position")),
+    "attribution of {0} to country, path by linear", "attribution of {0} to path from {1} within 1 hour",
+    "attribution of sum(amount) of {0} to path by position from ({0} or {1})",
+    "attribution of sum(amount) of {0} to country, path by linear within 1 second",
 ]  # fmt: skip
 
 
@@ -122,6 +129,8 @@ def test_kernels_change_no_answer(
         vector, merged = (_sql(statement, sizes, strategy, shards) for strategy in ("vector", "merge"))
         assert "_kernel(" in vector
         assert "_kernel(" not in merged
+        if data.draw(st.booleans()):
+            vector = vector.replace('"size":null', '"size":40000000')  # read in slices
         assert _rounded(asked.execute(vector)) == _rounded(asked.execute(merged)), statement
     finally:
         asked.rollback()

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from itertools import chain, pairwise
 from operator import attrgetter
 from typing import Any, NamedTuple, Protocol, TypedDict
 
@@ -26,7 +26,7 @@ from heap_extension.kernels.index_pages import IndexPages
 from heap_extension.kernels.kept_events import Key, kept_events
 from heap_extension.kernels.packs import Packs
 
-__all__ = ["NULL", "Between", "Database", "Query", "Scan", "Selection", "Shard", "Users"]
+__all__ = ["NULL", "Between", "Database", "Periods", "Query", "Scan", "Selection", "Shard", "Users"]
 
 NULL = b"\xff"
 """Stands for null among texts: no UTF-8 has this byte. A zero byte, which no text has, parts them."""
@@ -85,6 +85,18 @@ class Between(NamedTuple):
 
     first: int
     last: int
+
+
+class Periods(NamedTuple):
+    """Of each user the instants from one to another, both included: microseconds. Those of a user have none in common.
+
+    Attributes:
+        users, since, until: int64[n].
+    """
+
+    users: Int64
+    since: Int64
+    until: Int64
 
 
 Users = Between | Int64
@@ -169,11 +181,13 @@ class _Names(NamedTuple):
 
 
 class _Parameter(NamedTuple):
-    """A parameter of a query: its type, and the condition that it stands in."""
+    """A parameter of a query: its type, and the condition that it stands in; or, of rows that the events are joined to,
+    what stands before their table."""
 
     type: str
     value: Any
     condition: str = ""
+    joined: str = ""
 
 
 _MAX_KEPT = 1_000_000
@@ -284,6 +298,40 @@ class Shard:
             found = found.at(positions[found.times[positions] >= selection["first_since"]])
         return found
 
+    def grouped(
+        self, selection: Selection, by: Sequence[str], aggregates: Sequence[str], users: Users | Periods | None = None
+    ) -> tuple[list[Int64], list[list[bytes]]]:
+        """The events of a selection in groups, in no order. A group comes once per partition, scan and period.
+
+        Args:
+            by: columns of type bigint, which with the selection's values make a group; nulls come as 0.
+            aggregates: what is read of each group, SQL of type bigint or timestamptz that gives no nulls.
+            users: whose, or of which periods; None for everybody's.
+
+        Returns:
+            The columns and the aggregates, and the values.
+        """
+        numbers = [f"pg_catalog.int8send(coalesce({name}, 0))" for name in by]
+        numbers += [
+            f"pg_catalog.{'timestamptz_send' if '(time)' in aggregate else 'int8send'}(aggregate_{at})"
+            for at, aggregate in enumerate(aggregates)
+        ]
+        names = [f"value_{at}" for at in range(len(selection["values"]))]
+        columns = [*by, *(f"{value} AS {name}" for value, name in zip(selection["values"], names, strict=True))]
+        shown = [*columns, *(f"{aggregate} AS aggregate_{at}" for at, aggregate in enumerate(aggregates))]
+        group_by = ", ".join(str(at) for at in range(1, len(columns) + 1))
+        nothing_found: list[Int64] = [np.zeros(0, np.int64) for _ in numbers]
+        found: list[tuple[list[Int64], list[list[bytes]]]] = [(nothing_found, [[] for _ in names])]
+        for scan in selection["scans"]:
+            for part in self._parts(scan, selection):
+                bounds = [*([] if part.is_inside(selection) else _times(selection)), *_of_any_order(users, part)]
+                query = f"SELECT {', '.join(shown)} FROM {self._matching(part, scan, bounds)} GROUP BY {group_by}"
+                found.append(self._columns(query, numbers, bounds, names))
+        return (
+            [np.concatenate(arrays) for arrays in zip(*(arrays for arrays, _ in found), strict=True)],
+            [list(chain.from_iterable(texts)) for texts in zip(*(texts for _, texts in found), strict=True)],
+        )
+
     def known_events(self) -> int:
         """About how many events the shard has, as its statistics say."""
         if self._known_events is None:
@@ -294,6 +342,10 @@ class Shard:
             )
             self._known_events = int(row["events"])
         return self._known_events
+
+    def measured(self, selection: Selection) -> Selection:
+        """The selection with a size: where nobody knows it, that of all events."""
+        return selection if selection["size"] is not None else {**selection, "size": self.known_events()}
 
     def slices_of(self, selections: Sequence[Selection], size: int) -> list[Users | None]:
         """Users, such that there are about `size` events of each selection of theirs; None for everybody."""
@@ -440,12 +492,14 @@ class Shard:
     def _select(self, part: _Part, scan: Scan, values: Sequence[str], bounds: Sequence[_Parameter]) -> str:
         """The events of a part that fulfil the condition and the bounds, in the order of the index."""
         columns = ["user_id", "time", "event_id", *(f"{value} AS value_{at}" for at, value in enumerate(values))]
+        return f"SELECT {', '.join(columns)} FROM {self._matching(part, scan, bounds)} ORDER BY user_id, time, event_id"
+
+    def _matching(self, part: _Part, scan: Scan, bounds: Sequence[_Parameter]) -> str:
+        """What stands behind FROM: the events of a part that fulfil the condition and the bounds."""
         where = [f"({self._text(scan['where'])})"]
-        where += [bound.condition.format(f"${at}") for at, bound in enumerate(bounds, start=1)]
-        return (
-            f"SELECT {', '.join(columns)} FROM {part.table} AS {self._database.quote_ident(scan['alias'])}"
-            f" WHERE {' AND '.join(where)} ORDER BY user_id, time, event_id"
-        )
+        where += [bound.condition.format(f"${at}") for at, bound in enumerate(bounds, start=1) if bound.condition]
+        joined_to = "".join(bound.joined.format(f"${at}") for at, bound in enumerate(bounds, start=1))
+        return f"{joined_to}{part.table} AS {self._database.quote_ident(scan['alias'])} WHERE {' AND '.join(where)}"
 
     def _columns(
         self, query: str, numbers: Sequence[str], bounds: Sequence[_Parameter], texts: Sequence[str] = ()
@@ -578,7 +632,7 @@ def _known_size(selection: Selection, every: int) -> int:
     """About how many events a selection has, of `every` there is."""
     if selection["size"] is not None:
         return selection["size"]
-    return every if any(scan["where"] == ["TRUE"] for scan in selection["scans"]) else every // _SHARE_OF_UNKNOWN
+    return every if any(scan["definition"] == "any" for scan in selection["scans"]) else every // _SHARE_OF_UNKNOWN
 
 
 def _within(events: Events, part: _Part, selection: Selection, users: Users | None) -> Events:
@@ -602,6 +656,40 @@ def _of_users(users: Users | None) -> list[_Parameter]:
             return [_Parameter("int8", first, "user_id >= {}"), _Parameter("int8", last, "user_id <= {}")]
     ids = ",".join(map(str, users.tolist()))
     return [_Parameter("text", f"{{{ids}}}", "user_id = ANY ({}::pg_catalog.int8[])")]
+
+
+def _of_any_order(users: Users | Periods | None, part: _Part) -> list[_Parameter]:
+    """As `_of_users`, for reads in no order: no index is worth going through the table by for a range of users."""
+    if isinstance(users, Periods):
+        return _of_periods(users, part)
+    bounds = _of_users(users)
+    if isinstance(users, Between):
+        return [bound._replace(condition=bound.condition.replace("user_id", "user_id + 0")) for bound in bounds]
+    return bounds
+
+
+def _of_periods(periods: Periods, part: _Part) -> list[_Parameter]:
+    """Those that the part touches."""
+    kept = np.flatnonzero((periods.until >= part.start) & (periods.since < part.end))
+    user, since, until = (f"{{{','.join(map(str, column[kept].tolist()))}}}" for column in periods)
+    return [
+        _Parameter("text", user, "user_id = asked_user", "unnest({}::pg_catalog.int8[], "),
+        _Parameter("text", since, f"time >= {_instant_of('asked_since')}", "{}::pg_catalog.int8[], "),
+        _Parameter(
+            "text",
+            until,
+            f"time <= {_instant_of('asked_until')}",
+            "{}::pg_catalog.int8[]) AS asked (asked_user, asked_since, asked_until) CROSS JOIN ",
+        ),
+    ]
+
+
+def _instant_of(microseconds: str) -> str:
+    """SQL for the timestamptz of microseconds since 2000; days apart, so that it is exact."""
+    return (
+        f"('2000-01-01 00:00+00'::timestamptz + {microseconds} / 86400000000 * interval '24:00:00'"
+        f" + {microseconds} % 86400000000 * interval '1 microsecond')"
+    )
 
 
 def _instant(sent: bytes | None, without: int) -> int:

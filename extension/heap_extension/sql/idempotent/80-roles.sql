@@ -11,10 +11,9 @@ WHERE p.pronamespace = 'heap'::regnamespace
     AND (
         p.oid IN (
             'heap._compile(text, text[])'::regprocedure, 'heap._run_in(text, text, text[])'::regprocedure,
-            'heap._funnel_kernel(oid, json)'::regprocedure, 'heap._counting_kernel(oid, json)'::regprocedure,
-            'heap._paths_kernel(oid, json)'::regprocedure, 'heap._page_stamps(text[])'::regprocedure,
-            'heap._pages(text, text, bigint[])'::regprocedure
+            'heap._page_stamps(text[])'::regprocedure, 'heap._pages(text, text, bigint[])'::regprocedure
         )
+        OR p.proname LIKE '\_%\_kernel'
         OR (
             NOT p.prosecdef
             AND (l.lanpltrusted OR p.prokind = 'a')
