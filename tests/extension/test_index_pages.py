@@ -22,7 +22,7 @@ from heap_extension.kernels.index_pages import IndexPages
 from heap_extension.nodes import create_extension
 
 _TABLE = "paged.events"
-_QUERY = f"SELECT user_id, time, event_id FROM {_TABLE} AS e WHERE (path = '/a') ORDER BY user_id, time, event_id"
+_SOURCE = f"FROM {_TABLE} WHERE (path = '/a')"
 _EVERYBODY = (-(2**63), 2**63 - 1)
 Row = tuple[int, int, int]
 
@@ -33,11 +33,14 @@ class _Reader:
     def __init__(self, connection: psycopg.Connection[Any], meanwhile: Callable[[], None] = lambda: None) -> None:
         self._connection = connection
         self._meanwhile = meanwhile
+        self.reads_pages = False
+        """Of an index, and not only of a visibility map."""
         self.looked_up: list[int] = []
         """Users who were read by a scan of the index."""
 
     def run(self, query: str, types: Sequence[str], values: Sequence[Any]) -> Iterable[Mapping[str, Any]]:
         self._meanwhile()
+        self.reads_pages |= query.startswith("SELECT page FROM")
         typed = re.sub(r"\$(\d)\b", lambda found: f"${found[1]}::{types[int(found[1]) - 1]}", query)
         with psycopg.RawCursor(self._connection, row_factory=dict_row) as cursor:
             return cursor.execute(typed.encode(), list(values), binary=True).fetchall()
@@ -47,7 +50,7 @@ class _Reader:
         return _as_events([row for row in self.scanned() if row[0] in set(users.tolist())])
 
     def read(self, first_user: int = _EVERYBODY[0], last_user: int = _EVERYBODY[1]) -> list[Row] | None:
-        found = IndexPages(self.run).events(_TABLE, _QUERY, first_user, last_user, self._users)
+        found = IndexPages(self.run).events(_TABLE, _SOURCE, first_user, last_user, self._users)
         if found is None:
             return None
         return list(zip(found.users.tolist(), found.times.tolist(), found.ids.tolist(), strict=True))
@@ -83,11 +86,11 @@ def server(postgres_cluster: Cluster) -> Iterator[str]:
 def writer(
     request: pytest.FixtureRequest, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[psycopg.Connection[Any]]:
-    """Of the table, which has some events and was vacuumed; indexes of any size are read by their pages, few at a time.
-    Rows that some may not see are looked for page by page, or one by one."""
+    """Of the table, which has some events and was vacuumed; indexes of any size are read by their pages, few at a time."""
     monkeypatch.setattr(index_pages, "_SMALL", 0)
     monkeypatch.setattr(index_pages, "_MOST_DOUBTFUL", 0)
-    monkeypatch.setattr(index_pages, "_ENTRIES_PER_PAGE", request.param)
+    monkeypatch.setattr(index_pages, "_ENTRIES_PER_PAGE", 3)
+    monkeypatch.setattr(index_pages, "_ENTRIES_KEPT_PER_PAGE", 0)
     monkeypatch.setattr(btree, "_BATCH", 2)
     with psycopg.connect(server, autocommit=True) as connection:
         _fill(connection)
@@ -120,6 +123,9 @@ _CHANGES = {
     "vacuum": f"VACUUM {_TABLE}",
     "freeze": f"VACUUM (FREEZE, INDEX_CLEANUP ON) {_TABLE}",
 }
+_users = st.one_of(
+    st.just(_EVERYBODY), st.tuples(st.integers(-1, 70), st.integers(-1, 110)).map(lambda pair: (min(pair), max(pair)))
+)
 _steps = st.lists(st.sampled_from([*_CHANGES, "insert", "vacuum"]), max_size=6)
 
 
@@ -143,13 +149,23 @@ def _snapshot(server: str) -> Iterator[psycopg.Connection[Any]]:
     own=st.sampled_from([None, *(what for what in _CHANGES if what not in {"vacuum", "freeze"})]),
     between=_steps,
     during=_steps,
-    users=st.one_of(
-        st.just(_EVERYBODY), st.tuples(st.integers(-1, 70), st.integers(-1, 110)).map(lambda p: (min(p), max(p)))
-    ),
+    users=_users,
+    entries_per_page=st.sampled_from([0, 1_000]),
 )
-@example(before=[], own=None, between=[], during=["delete", "vacuum", "insert", "merge", "vacuum"], users=_EVERYBODY)
-@example(before=["delete"], own=None, between=["vacuum"], during=["insert", "vacuum"], users=(7, 7))
-@example(before=["another title", "vacuum"], own="delete", between=["insert"], during=[], users=(3, 20))
+@example(
+    before=[],
+    own=None,
+    between=[],
+    during=["delete", "vacuum", "insert", "merge", "vacuum"],
+    users=_EVERYBODY,
+    entries_per_page=0,
+)
+@example(
+    before=["delete"], own=None, between=["vacuum"], during=["insert", "vacuum"], users=(7, 7), entries_per_page=1_000
+)
+@example(
+    before=["another title", "vacuum"], own="delete", between=["insert"], during=[], users=(3, 20), entries_per_page=0
+)
 def test_what_is_read_is_what_the_snapshot_sees(
     server: str,
     writer: psycopg.Connection[Any],
@@ -158,8 +174,11 @@ def test_what_is_read_is_what_the_snapshot_sees(
     between: list[str],
     during: list[str],
     users: tuple[int, int],
+    entries_per_page: int,
 ) -> None:
-    """Changes before the snapshot, its own, after it, and between any two looks at pages; vacuumed and not."""
+    """Changes before the snapshot, its own, after it, and between any two looks at pages; vacuumed and not. Rows that
+    some may not see are looked for page by page, or one by one."""
+    index_pages._ENTRIES_PER_PAGE = entries_per_page
     _fill(writer)
     seeds = iter(range(1, 100))
     for what in before:
@@ -187,12 +206,52 @@ def test_what_is_read_is_what_the_snapshot_sees(
             assert {"another title", "another path"} & {*before, *between, *during, own}
 
 
+@settings(max_examples=5)
+@given(steps=st.lists(st.sampled_from([*_CHANGES, "insert", "insert"]), min_size=2, max_size=7), users=_users)
+def test_what_is_kept_is_what_the_snapshot_sees(
+    server: str, writer: psycopg.Connection[Any], steps: list[str], users: tuple[int, int]
+) -> None:
+    """By one session, transaction by transaction; and in the end by one that was open all the time."""
+    _fill(writer)
+    with _snapshot(server) as earliest:
+        earliest.execute("SELECT")
+        for seed, what in enumerate(["vacuum", *steps], start=1):
+            _change(writer, what, seed)
+            with _snapshot(server) as connection:
+                reader = _Reader(connection)
+                assert reader.read() in (reader.scanned(), None)
+                found = reader.read(*users)
+                assert found is None or found == [row for row in reader.scanned() if users[0] <= row[0] <= users[1]]
+        reader = _Reader(earliest)
+        assert reader.read() in (reader.scanned(), None)
+
+
+def test_entries_are_kept_until_vacuum(server: str, writer: psycopg.Connection[Any]) -> None:
+    """The rows of pages that changed are read from the table, others not at all."""
+
+    def reads_pages() -> bool:
+        with _snapshot(server) as connection:
+            reader = _Reader(connection)
+            assert reader.read() == reader.scanned()
+            return reader.reads_pages
+
+    assert reads_pages()
+    assert not reads_pages()
+    _change(writer, "insert", 1)
+    _change(writer, "delete", 2)
+    assert not reads_pages()
+    _change(writer, "vacuum", 0)
+    assert reads_pages()
+    assert not reads_pages()
+
+
 def test_rows_of_unvacuumed_pages_are_found_by_their_places(server: str, writer: psycopg.Connection[Any]) -> None:
     _change(writer, "insert", 1)
     with _snapshot(server) as connection:
         reader = _Reader(connection)
         assert reader.read() == reader.scanned()
         assert reader.looked_up[1:] == [], "only nobody, which counts as a use of the index"
+    index_pages._kept.clear()
     writer.execute(f"UPDATE {_TABLE} SET title = 'moved within its page' WHERE user_id = 9".encode())
     with _snapshot(server) as connection:
         reader = _Reader(connection)

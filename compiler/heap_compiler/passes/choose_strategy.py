@@ -28,7 +28,7 @@ def choose_strategy(sequence: Sequence) -> Sequence:
     """Says whether kernels serve the sequence, and what each step is driven by where SQL does."""
     sizes = [step.matching_events for step in sequence.steps]
     cost = KERNEL_COST * sequence.shards
-    vector, reason = _for_kernels(sizes, sequence.shards, sequence.asked, cost, known=sequence.is_linear)
+    vector, reason = _for_kernels(sizes, sequence.shards, sequence.asked, cost)
     return replace(_with_drivers(sequence), vector=vector, reason=reason)
 
 
@@ -45,7 +45,9 @@ def choose_counting(events: Iterable[BoundEvent], catalog: Catalog, *, known: bo
     return Choice(vector, reason, catalog.shards)
 
 
-def _for_kernels(sizes: list[int | None], shards: int, asked: Strategy, cost: int, *, known: bool) -> tuple[bool, str]:
+def _for_kernels(
+    sizes: list[int | None], shards: int, asked: Strategy, cost: int, *, known: bool = True
+) -> tuple[bool, str]:
     """Whether kernels are there, know every rule, and have more than `cost` events, or nobody knows; and why."""
     if not known:
         return False, "kernels know no such rule"

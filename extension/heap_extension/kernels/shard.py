@@ -215,6 +215,22 @@ _NO_SUCH_TABLE = "42P01"
 _NO_PAGES = b""
 """The stamp of a table without pages, and so without rows."""
 
+_EVENTS_OF_SPANS = """
+SELECT inside.user_id, inside.time, inside.event_id
+FROM (
+    SELECT
+        span.user_id,
+        timestamptz '2000-01-01 00:00+00' + span.first * interval '1 microsecond' AS first,
+        timestamptz '2000-01-01 00:00+00' + span.last * interval '1 microsecond' AS last
+    FROM unnest($1::pg_catalog.int8[], $2::pg_catalog.int8[], $3::pg_catalog.int8[]) AS span (user_id, first, last)
+) AS span
+CROSS JOIN LATERAL (
+    SELECT e.user_id, e.time, e.event_id FROM {events} AS e
+    WHERE e.user_id = span.user_id AND e.time >= span.first AND e.time <= span.last
+    ORDER BY e.user_id, e.time, e.event_id
+) AS inside
+"""
+
 _SHARD_BESIDE = """
 SELECT theirs.shardid AS shard
 FROM pg_catalog.pg_dist_shard AS own
@@ -373,6 +389,14 @@ class Shard:
         (users,), values = self._columns(self._text(query), [_USER], [], texts)
         return users, values
 
+    def events_of_spans(self, users: Int64, firsts: Int64, lasts: Int64) -> Events:
+        """All events of the users, rising, each from an instant to another, both included; where a user has several
+        spans, those of the first, then those of the next."""
+        spans = [_Parameter("text", f"{{{','.join(map(str, array.tolist()))}}}") for array in (users, firsts, lasts)]
+        query = _EVENTS_OF_SPANS.format(events=self._table("events"))
+        (of, times, ids), _ = self._columns(query, [_USER, _TIME, _ID], spans)
+        return Events(of, times, lambda: ids)
+
     def _events_of(self, scan: Scan, selection: Selection, users: Users | None) -> Events:
         parts = self._parts(scan, selection)
         stamps = self._stamps_of(parts, scan, selection)
@@ -438,7 +462,8 @@ class Shard:
             (of, times), _ = self._columns(self._select(part, scan, (), bounds), [_USER, _TIME], bounds)
             return Events(of, times, lambda: self._columns(self._select(part, scan, (), bounds), [_ID], bounds)[0][0])
 
-        events = self._index_pages.events(part.table, self._select(part, scan, (), ()), first, last, of_users)
+        source = f"FROM {part.table} WHERE ({self._text(scan['where'])})"
+        events = self._index_pages.events(part.table, source, first, last, of_users)
         return None if events is None else _within(events, part, selection, users)
 
     def _is_of_index(self, scan: Scan, selection: Selection) -> bool:

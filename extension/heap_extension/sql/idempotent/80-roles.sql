@@ -11,7 +11,8 @@ WHERE p.pronamespace = 'heap'::regnamespace
     AND (
         p.oid IN (
             'heap._compile(text, text[])'::regprocedure, 'heap._run_in(text, text, text[])'::regprocedure,
-            'heap._page_stamps(text[])'::regprocedure, 'heap._pages(text, text, bigint[])'::regprocedure
+            'heap._page_stamps(text[])'::regprocedure,
+            'heap._pages(text, text, bigint[])'::regprocedure
         )
         OR p.proname LIKE '\_%\_kernel'
         OR (
