@@ -15,7 +15,7 @@ from heap_extension.kernels import chains, durations
 from tests import oracle
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
-_USERS = [-(2**63), -7, 0, 1, 2**53 + 1, 2**63 - 1]
+_USERS = [-(2**63), -7, 0, 1, 2, 3, 2**53 + 1, 2**63 - 1]
 _IDS = [-(2**63), -1, 0, 1, 2, 2**63 - 1]
 _TYPES = "abcd"
 
@@ -48,20 +48,27 @@ def _found(
     events: list[oracle.Event], steps: list[str], window: int, within: list[int | None]
 ) -> dict[int, tuple[int, list[int]]]:
     """Level and times of each user's chain, as the kernels find them."""
+    first, *others = (_arrays(events, step) for step in steps)
+    parts = []
+    for block, line in chains.blocks(first, window):
+        reached = [chains.entered(first, block, line)]
+        for more, limit in zip(others, within, strict=True):
+            reached.append(chains.continued(reached[-1], more, window, limit))
+        parts.append(chains.furthest(reached))
     found: dict[int, tuple[int, list[int]]] = {}
-    for entries, line in chains.blocks(_arrays(events, steps[0]), window):
-        reached = [chains.entered(entries, line)]
-        for step, limit in zip(steps[1:], within, strict=True):
-            reached.append(chains.continued(reached[-1], _arrays(events, step), window, limit))
-        result = chains.furthest(reached)
+    if parts:
+        result = chains.together(parts)
         for at, user in enumerate(result.users.tolist()):
             level = int(result.levels[at])
-            found[user] = level, [int(times[at]) for times in result.times[:level]]
+            times = [int(times[at]) for times in result.times[:level]]
+            found[user] = level, times
             assert [sources[at] >= 0 for sources in result.sources] == [step < level for step in range(len(steps))]
+            for step, time, sources in zip((first, *others), times, result.sources, strict=False):
+                assert (step.users[sources[at]], step.times[sources[at]]) == (user, time)
     return found
 
 
-@settings(max_examples=400)
+@settings(max_examples=300)
 @given(data=st.data(), events=_histories())
 def test_chains_are_those_of_the_oracle(data: st.DataObject, events: list[oracle.Event]) -> None:
     steps = data.draw(st.lists(st.sampled_from(["a", "b", "ab", "bc", "abcd", "d"]), min_size=2, max_size=4))
@@ -77,7 +84,10 @@ def test_chains_are_those_of_the_oracle(data: st.DataObject, events: list[oracle
         for level, chain in oracle.counted_chains(own, tests, rules):
             expected[user] = level, [_microseconds(event.time) for event in chain if event is not None]
     assert _found(events, steps, window, within) == expected
-    with patch.object(chains, "MAX_LINE", 1):  # every user in a block of their own
+    for name in ("MAX_LINE", "BLOCK"):
+        with patch.object(chains, name, 1):  # every user in a block of their own
+            assert _found(events, steps, window, within) == expected
+    with patch.object(chains, "_RARE", data.draw(st.sampled_from([0, 1_000]))):  # all steps are merged, or searched
         assert _found(events, steps, window, within) == expected
 
 
@@ -90,9 +100,9 @@ def test_a_line_of_many_users_and_decades_is_cut_before_it_overflows() -> None:
     window = 3_650 * 86_400_000_000
     cut = list(chains.blocks(events, window))
     assert len(cut) > 1
-    assert sum(len(part.users) for part, _ in cut) == len(users)
-    for part, line in cut:
-        places = chains.entered(part, line).places
+    assert [at for block, _ in cut for at in range(block.start, block.stop)] == list(range(len(users)))
+    for block, line in cut:
+        places = chains.entered(events, block, line).places
         assert (np.diff(places) > 0).all()
         assert len(line.users) * line.stretch <= chains.MAX_LINE
 
@@ -106,8 +116,9 @@ def test_event_ids_are_read_only_where_events_share_an_instant() -> None:
 
     for second, read in (([3, 5], 0), ([1, 5], 2)):
         asked.clear()
-        (entries, line), = chains.blocks(step([1, 2]), 10)  # fmt: skip
-        chains.continued(chains.entered(entries, line), step(second), 10)
+        first = step([1, 2])
+        (block, line), = chains.blocks(first, 10)  # fmt: skip
+        chains.continued(chains.entered(first, block, line), step(second), 10)
         assert len(asked) == read
 
 
