@@ -18,13 +18,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from heap_extension.kernels.events import Events, Int64, changes
 
-__all__ = ["MAX_LINE", "Chains", "Reached", "blocks", "continued", "entered", "furthest", "together"]
+__all__ = ["MAX_LINE", "Chains", "Reached", "Runs", "blocks", "continued", "entered", "furthest", "together"]
 
-Bool = npt.NDArray[np.bool_]
+Runs = Sequence[Events]
+"""The events of a step, each of the runs in order: of partitions, which are merged block by block."""
 
 MAX_LINE = 2**61
 """Longest line of integers; blocks of users are made so that theirs is no longer. One bit is left to tell steps."""
@@ -72,6 +72,53 @@ class Line:
         return np.repeat(ranks, np.diff(firsts, append=len(users)))
 
 
+class Placed:
+    """The events of a step in a block, on its line.
+
+    Attributes:
+        places: int64[e], rising: where each event is on the line.
+    """
+
+    def __init__(self, runs: Runs, pieces: Sequence[Int64], positions: Sequence[Int64 | slice]) -> None:
+        """Args:
+        runs: those that the events are of.
+        pieces: for each run the places of its events in the block, in its order.
+        positions: which of the run's events these are.
+        """
+        self._runs = runs
+        self._pieces = pieces
+        self._positions = positions
+        self._source: Int64 | None = None
+        self.places: Int64 = pieces[0]
+        if len(pieces) > 1:
+            self.places = np.concatenate(pieces)
+            self.places.sort()
+
+    @property
+    def source(self) -> Int64:
+        """int64[e]: the position of each among the events of the runs, one after the other. Found when it is asked for:
+        sorting the places alone takes a third of the time."""
+        if self._source is None:
+            begin, of_runs = 0, []
+            for run, positions in zip(self._runs, self._positions, strict=True):
+                of_runs.append(np.arange(begin, begin + len(run.users))[positions])
+                begin += len(run.users)
+            # Runs have no instant in common, and of one instant each has its events by their ids: as they are sorted.
+            order = np.argsort(np.concatenate(self._pieces), kind="stable")
+            self._source = np.concatenate(of_runs)[order]
+        return self._source
+
+    @property
+    def has_values(self) -> bool:
+        """Whether values were read with the events."""
+        return any(run.values for run in self._runs)
+
+    def ids(self, at: Int64) -> Int64:
+        """The event ids at positions in `places`."""
+        ids: Int64 = np.concatenate([run.ids for run in self._runs])[self.source[at]]
+        return ids
+
+
 @dataclass(frozen=True, slots=True)
 class Reached:
     """The events of a step that a chain reaches inside the window.
@@ -81,21 +128,22 @@ class Reached:
         places: int64[e], rising: where each event is on the line.
         starts: int64[e]: where its chain began, as late as it can have.
         before: int64[e]: position of the chain's event among those reached of the step before.
-        source: int64[e]: position among the step's events.
-        events: the step's events.
+        at: int64[e]: position among the step's events in the block.
+        placed: these.
     """
 
     line: Line
     places: Int64
     starts: Int64
     before: Int64
-    source: Int64
-    events: Events
+    at: Int64
+    placed: Placed
 
     @property
     def users(self) -> Int64:
         """Whose events they are, each once."""
-        return self.events.users[self.source[changes(self.places // self.line.stretch)]]
+        ranks = self.places // self.line.stretch
+        return self.line.users[ranks[changes(ranks)]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +154,8 @@ class Chains:
         users: int64[m], rising.
         levels: int64[m]: the last step reached, from 1.
         times: for each step int64[m], microseconds; meaningless beyond the level.
-        sources: for each step int64[m]: position among the step's events; -1 beyond the level.
+        sources: for each step int64[m]: position among the events of the step's runs, one after the other; -1 beyond
+            the level, and 0 where the events have no values that anybody would look for.
     """
 
     users: Int64
@@ -115,27 +164,25 @@ class Chains:
     sources: list[Int64]
 
 
-def blocks(events: Events, window: int) -> Iterator[tuple[slice, Line]]:
-    """The events of step 1 in blocks of whole users, each with a line that 64 bits are enough for.
+def blocks(runs: Runs, window: int) -> Iterator[Line]:
+    """The users of step 1 in blocks, each with a line that 64 bits are enough for.
 
     Args:
-        events: in their order; none give no block.
+        runs: its events; none give no block.
         window: microseconds, at most ten years.
     """
-    firsts = changes(events.users)
-    if len(firsts) == 0:
+    runs = [run for run in runs if len(run.users)]
+    if not runs:
         return
-    base = int(events.times.min()) - 1
-    stretch = int(events.times.max()) - base + window + 2
-    most = max(1, MAX_LINE // stretch)
-    users = events.users[firsts]
-    begin = 0
-    while begin < len(firsts):
-        behind = int(np.searchsorted(firsts, firsts[begin] + BLOCK, side="right"))
-        end = min(max(behind - 1, begin + 1), begin + most) if behind < len(firsts) else min(behind, begin + most)
-        last = int(firsts[end]) if end < len(firsts) else len(events.users)
-        yield slice(int(firsts[begin]), last), Line(users[begin:end], base, stretch, _table(users[begin:end]))
-        begin = end
+    users = np.sort(np.concatenate([run.users[changes(run.users)] for run in runs]))
+    users = users[changes(users)]
+    base = min(int(run.times.min()) for run in runs) - 1
+    stretch = max(int(run.times.max()) for run in runs) - base + window + 2
+    count = -(-sum(len(run.users) for run in runs) // BLOCK)
+    size = max(1, min(-(-len(users) // count), MAX_LINE // stretch))
+    for begin in range(0, len(users), size):
+        block = users[begin : begin + size]
+        yield Line(block, base, stretch, _table(block))
 
 
 def _table(users: Int64) -> Int64 | None:
@@ -147,73 +194,75 @@ def _table(users: Int64) -> Int64 | None:
     return table
 
 
-def entered(events: Events, block: slice, line: Line) -> Reached:
-    """The events of step 1 in a block: each begins a chain."""
-    places = line.ranks(events.users[block])
-    places *= line.stretch
-    places += events.times[block]
-    places -= line.base
-    none = np.full(len(places), -1, np.int64)
-    return Reached(line, places, places, none, np.arange(block.start, block.stop), events)
+def entered(runs: Runs, line: Line) -> Reached:
+    """The events of step 1 in a block: each begins a chain.
+
+    Args:
+        runs: no two have an instant in common.
+    """
+    placed = _placed(runs, line, 0, len(line.users) - 1)
+    every = np.arange(len(placed.places))
+    return Reached(line, placed.places, placed.places, np.full(len(every), -1, np.int64), every, placed)
 
 
-def continued(reached: Reached, events: Events, window: int, within: int | None = None) -> Reached:
+def continued(reached: Reached, runs: Runs, window: int, within: int | None = None) -> Reached:
     """The events of the next step that continue a chain.
 
     Args:
         reached: those of the step before.
-        events: those of the next step, of the same users or more.
+        runs: those of the next step, of the same users or more; no two have an instant in common.
         window: microseconds from the chain's first event, inclusive.
         within: microseconds from the event before, inclusive; None for as long as the window lasts.
     """
-    places, source = _laid_out(events, reached)
-    before = _last_before(reached, places, events, source)
-    late = int(np.searchsorted(before, 0)) if len(before) else 0  # what is before all that was reached
-    places, before = places[late:], before[late:]
+    line = reached.line
+    if len(reached.places) == 0:
+        nobody = np.zeros(0, np.int64)
+        return Reached(line, nobody, nobody, nobody, nobody, Placed([], [nobody], []))
+    placed = _placed(runs, line, int(reached.places[0]) // line.stretch, int(reached.places[-1]) // line.stretch)
+    before = _last_before(reached, placed)
+    late = int(before.searchsorted(0))  # what is before all that was reached
+    places, before = placed.places[late:], before[late:]
     starts = reached.starts[before]
     fits = places - starts <= window
     if within is not None:
         fits &= places - reached.places[before] <= within
     kept = np.flatnonzero(fits)
-    source = kept + (source + late) if isinstance(source, int) else source[late:][kept]
-    return Reached(reached.line, places[kept], starts[kept], before[kept], source, events)
+    return Reached(line, places[kept], starts[kept], before[kept], kept + late, placed)
 
 
-def _laid_out(events: Events, reached: Reached) -> tuple[Int64, Int64 | int]:
-    """The places of the events whose users are still on their way, or may be; and their positions, or the first of
-    them where they follow each other."""
-    line = reached.line
-    if len(reached.places) == 0:
-        return np.zeros(0, np.int64), 0
-    first, last = reached.places[0] // line.stretch, reached.places[-1] // line.stretch
-    begin = int(events.users.searchsorted(line.users[first]))
-    end = int(events.users.searchsorted(line.users[last], side="right"))
-    ranks, times = line.ranks(events.users[begin:end]), events.times[begin:end]
-    source: Int64 | int = begin
-    known = ranks >= 0
-    if not known.all():
-        kept = np.flatnonzero(known)
-        ranks, times, source = ranks[kept], times[kept], kept + begin
-    offsets = times - line.base
-    if len(times) and (times.min() < line.base or times.max() >= line.base + line.stretch):
-        offsets = np.clip(offsets, 0, line.stretch - 1)  # where nothing fits
-    ranks *= line.stretch
-    ranks += offsets
-    return ranks, source
+def _placed(runs: Runs, line: Line, first: int, last: int) -> Placed:
+    """The events of the users from one rank to another, without those of users who did not enter."""
+    pieces: list[Int64] = []
+    positions: list[Int64 | slice] = []
+    first_user, last_user = line.users[first], line.users[last]
+    for run in runs:
+        begin, end = int(run.users.searchsorted(first_user)), int(run.users.searchsorted(last_user, side="right"))
+        ranks, times = line.ranks(run.users[begin:end]), run.times[begin:end]
+        known = ranks >= 0
+        kept: Int64 | slice = slice(begin, end)
+        if not known.all():
+            there = np.flatnonzero(known)
+            ranks, times, kept = ranks[there], times[there], there + begin
+        if len(times) and (times.min() < line.base or times.max() >= line.base + line.stretch):
+            times = np.clip(times, line.base, line.base + line.stretch - 1)  # where no chain gets
+        ranks *= line.stretch
+        ranks += times
+        ranks -= line.base
+        pieces.append(ranks)
+        positions.append(kept)
+    return Placed(runs, pieces or [np.zeros(0, np.int64)], positions)
 
 
-def _last_before(reached: Reached, places: Int64, events: Events, source: Int64 | int) -> Int64:
-    """For each place the position of the last event reached that is earlier by (time, event id), or -1."""
-    if len(reached.places) == 0:
-        return np.full(len(places), -1, np.int64)
+def _last_before(reached: Reached, placed: Placed) -> Int64:
+    """For each event the position of the last event reached that is earlier by (time, event id), or -1."""
+    places = placed.places
     if len(places) * _RARE < len(reached.places):
         low = np.searchsorted(reached.places, places, side="left")
     else:
         low = _merged_before(reached.places, places)
     tied = np.flatnonzero(np.take(reached.places, low, mode="clip") == places)
     if len(tied):
-        positions = tied + source if isinstance(source, int) else source[tied]
-        ids, other_ids = reached.events.ids[reached.source], events.ids[positions]
+        ids, other_ids = reached.placed.ids(reached.at), placed.ids(tied)
         begin, end = low[tied], np.searchsorted(reached.places, places[tied], side="right")
         while (searched := begin < end).any():  # binary search for the id among those of the same user and instant
             middle = (begin + end) // 2
@@ -259,9 +308,9 @@ def furthest(steps: Sequence[Reached]) -> Chains:
         new = np.flatnonzero(levels == level)
         there, position = np.concatenate([there, new]), np.concatenate([position, ends[new]])
         source = np.full(size, -1, np.int64)
-        source[there] = step.source[position]
+        source[there] = step.placed.source[step.at[position]] if step.placed.has_values else 0
         time = np.zeros(size, np.int64)
-        time[there] = step.events.times[step.source[position]]
+        time[there] = step.places[position] - there * line.stretch + line.base
         position = step.before[position]
         times.insert(0, time)
         sources.insert(0, source)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple, TypedDict
 
 import numpy as np
 
-from heap_extension.kernels.chains import Chains, Reached, blocks, continued, entered, furthest, together
+from heap_extension.kernels.chains import Chains, Reached, Runs, blocks, continued, entered, furthest, together
 from heap_extension.kernels.events import Int64
 from heap_extension.kernels.population import Coded, Population, PopulationAsked
 from heap_extension.kernels.shard import Database, Selection, Shard, Users
@@ -108,19 +109,18 @@ class _Funnel:
         """Every user's chain with its group, by slices of users that fit into memory."""
         steps = [step["events"] for step in self._asked["steps"]]
         for users in self._shard.slices_of(steps, self._asked["slice"]):
-            first = self._population.members(self._shard.events(steps[0], users))
-            reached = [[entered(first, block, line)] for block, line in blocks(first, self._asked["window"])]
+            found: list[Runs] = [[self._population.members(run) for run in self._shard.runs(steps[0], users)]]
+            reached = [[entered(found[0], line)] for line in blocks(found[0], self._asked["window"])]
             if not reached:
                 continue
-            found = [first]
             for step in self._asked["steps"][1:]:
                 on_their_way = self._of_few(step["events"], [block[-1] for block in reached], users)
-                found.append(self._shard.events(step["events"], on_their_way))
+                found.append(self._shard.runs(step["events"], on_their_way))
                 for block in reached:
                     block.append(continued(block[-1], found[-1], self._asked["window"], step["within"]))
             chains = together([furthest(block) for block in reached])
             at = self._asked["group_step"]
-            yield chains, self._population.groups(chains.users, found[at].values, chains.sources[at])
+            yield chains, self._population.groups(chains.users, _values(found[at]), chains.sources[at])
 
     def _of_few(self, events: Selection, reached: Sequence[Reached], users: Users | None) -> Users | None:
         """The users still on their way when they are few enough to be looked up; else `users`."""
@@ -129,6 +129,11 @@ class _Funnel:
             return users
         on_their_way = np.concatenate([block.users for block in reached])
         return on_their_way if len(on_their_way) <= most else users
+
+
+def _values(runs: Runs) -> list[list[bytes]]:
+    """What was read with the events of the runs, one after the other."""
+    return [list(chain.from_iterable(texts)) for texts in zip(*(run.values for run in runs), strict=True)]
 
 
 def _counted(asked: _Specification, chains: Chains, groups: Coded | None) -> Iterator[Totals]:

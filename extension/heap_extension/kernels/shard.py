@@ -267,6 +267,19 @@ class Shard:
             found = found.at(positions[found.times[positions] >= selection["first_since"]])
         return found
 
+    def runs(self, selection: Selection, users: Users | None = None) -> list[Events]:
+        """The events of a selection as they were read, in runs that have no instant in common: merging them is left to
+        the caller, who may have to sort them anyway.
+
+        Args:
+            users: whose; None for everybody's.
+        """
+        if len(selection["scans"]) > 1 or selection["first_since"] is not None:
+            return [self.events(selection, users)]
+        if isinstance(users, np.ndarray) and len(users) == 0:
+            return []
+        return self._runs_of(selection["scans"][0], selection, users)
+
     def known_events(self) -> int:
         """About how many events the shard has, as its statistics say."""
         (row,) = self._rows(
@@ -303,6 +316,10 @@ class Shard:
         return users, values
 
     def _events_of(self, scan: Scan, selection: Selection, users: Users | None) -> Events:
+        runs = self._runs_of(scan, selection, users)
+        return joined(runs) if runs else nothing(len(selection["values"]))
+
+    def _runs_of(self, scan: Scan, selection: Selection, users: Users | None) -> list[Events]:
         parts = self._parts(scan, selection)
         stamps = self._stamps_of(parts, scan, selection)
         parts = [part for part in parts if stamps.get(part.table) != _NO_PAGES]
@@ -311,15 +328,19 @@ class Shard:
             return self._read(parts, scan, selection, users)
         still = [part for part in parts if part.table in stamps]
         key = self._key(still, scan, selection)
-        events = kept_events.find(key, tuple(stamps.values()), lambda: self._read(still, scan, selection, None))
+
+        def read() -> Events:
+            return joined(self._read(still, scan, selection, None))
+
+        events = kept_events.find(key, tuple(stamps.values()), read)
         if events is None:
             if users is not None:
                 return self._read(parts, scan, selection, users)
-            events = self._read(still, scan, selection, None)
+            events = read()
             kept_events.keep(key, tuple(stamps.values()), events)
         changing = [part for part in parts if part.table not in stamps]
         runs = [events if users is None else events.of_few(users)]
-        return joined([*runs, self._read(changing, scan, selection, users)] if changing else runs)
+        return [*runs, *self._read(changing, scan, selection, users)]
 
     def _key(self, parts: Sequence[_Part], scan: Scan, selection: Selection) -> Key:
         """What these partitions have of a scan: the same for all selections that ask for the whole of them."""
@@ -341,11 +362,10 @@ class Shard:
         stamps = {part.table: self._stamps[part.table] for part in parts}
         return {table: stamp for table, stamp in stamps.items() if stamp is not None}
 
-    def _read(self, parts: Sequence[_Part], scan: Scan, selection: Selection, users: Users | None) -> Events:
-        """The events of partitions, from packs and indexes."""
+    def _read(self, parts: Sequence[_Part], scan: Scan, selection: Selection, users: Users | None) -> list[Events]:
+        """The events of each of the partitions, from packs and indexes."""
         packed = self._packed(parts, scan, selection, users)
-        runs = [packed.get(part.table) or self._run(part, scan, selection, users) for part in parts]
-        return joined(runs) if runs else nothing(len(selection["values"]))
+        return [packed.get(part.table) or self._run(part, scan, selection, users) for part in parts]
 
     def _is_of_index(self, scan: Scan, selection: Selection) -> bool:
         """Whether what is read is what the index of a definition has, and the caller may know all of it."""
