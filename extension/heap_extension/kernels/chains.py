@@ -29,8 +29,8 @@ Runs = Sequence[Events]
 MAX_LINE = 2**61
 """Longest line of integers; blocks of users are made so that theirs is no longer. One bit is left to tell steps."""
 
-BLOCK = 32_768
-"""Events of step 1 in a block, about: an array of them takes 256 kB, and some eight are in use at once."""
+BLOCK = 65_536
+"""Events of step 1 in a block, about: an array of them takes 512 kB."""
 
 _RARE = 16
 """A step with so much fewer events than the one before is searched in it; else the two are merged."""
