@@ -139,11 +139,15 @@ class Reached:
     at: Int64
     placed: Placed
 
-    @property
-    def users(self) -> Int64:
-        """Whose events they are, each once."""
+    def stays(self, window: int) -> tuple[Int64, Int64, Int64]:
+        """Whose events they are, each user once, and of each the first and the last instant at which an event can
+        continue one of the chains."""
         ranks = self.places // self.line.stretch
-        return self.line.users[ranks[changes(ranks)]]
+        firsts = changes(ranks)
+        lasts = np.append(firsts[1:], len(ranks))[: len(firsts)] - 1
+        ranks = ranks[firsts]
+        times = self.line.base - ranks * self.line.stretch
+        return self.line.users[ranks], times + self.places[firsts], times + self.starts[lasts] + window
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import numpy as np
 from heap_extension.kernels.chains import Chains, Reached, Runs, blocks, continued, entered, furthest, together
 from heap_extension.kernels.events import Int64
 from heap_extension.kernels.population import Coded, Population, PopulationAsked
-from heap_extension.kernels.shard import Database, Selection, Shard, Users
+from heap_extension.kernels.shard import Database, Selection, Shard, Stays, Users
 from heap_extension.kernels.totals import added_up
 
 __all__ = ["Totals", "funnel"]
@@ -123,12 +123,13 @@ class _Funnel:
             yield chains, self._population.groups(chains.users, _values(found[at]), chains.sources[at])
 
     def _of_few(self, events: Selection, reached: Sequence[Reached], users: Users | None) -> Users | None:
-        """The users still on their way when they are few enough to be looked up; else `users`."""
+        """The users still on their way, and for how long, when they are few enough to be looked up; else `users`."""
         most = 0 if events["size"] is None else min(events["size"] // self._asked["probe_cost"], _MAX_PROBED)
         if sum(len(block.places) for block in reached) > _EVENTS_OF_FEW * most:
             return users
-        on_their_way = np.concatenate([block.users for block in reached])
-        return on_their_way if len(on_their_way) <= most else users
+        stays = [block.stays(self._asked["window"]) for block in reached]
+        on_their_way = Stays(*(np.concatenate(numbers) for numbers in zip(*stays, strict=True)))
+        return on_their_way if len(on_their_way.users) <= most else users
 
 
 def _values(runs: Runs) -> list[list[bytes]]:
