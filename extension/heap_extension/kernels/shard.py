@@ -204,7 +204,7 @@ FROM (
     SELECT
         user_id, timestamptz '2000-01-01 00:00:00+00' + first * interval '1 microsecond' AS first,
         timestamptz '2000-01-01 00:00:00+00' + last * interval '1 microsecond' AS last
-    FROM pg_catalog.unnest($1::pg_catalog.int8[], $2::pg_catalog.int8[], $3::pg_catalog.int8[]) AS asked (user_id, first, last)
+    FROM unnest($1::pg_catalog.int8[], $2::pg_catalog.int8[], $3::pg_catalog.int8[]) AS asked (user_id, first, last)
 ) AS stay
 CROSS JOIN LATERAL ({events}) AS events
 """
