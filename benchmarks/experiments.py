@@ -290,7 +290,8 @@ def measure_first_calls(heap: Heap, dataset: Dataset, results: Results, rounds: 
 
 
 class _Batches:
-    """Rows of the dataset's last month, over and over, with event ids that no row had before."""
+    """Rows of the dataset's last month, over and over, with event ids that no row had before. Those of a batch are in
+    the order of users, as from the sink: neighbours in the primary key."""
 
     def __init__(self, dataset: Dataset, rows: int) -> None:
         self._table = plain_table(pq.read_table(dataset.files[-1]).slice(0, rows))
@@ -300,7 +301,7 @@ class _Batches:
 
     def draw(self, rows: int) -> bytes:
         """So many rows as CSV."""
-        table = self._table.slice(0, rows)
+        table = self._table.slice(0, rows).sort_by([("user_id", "ascending"), ("time", "ascending")])
         ids = pa.array(np.arange(self._next, self._next + table.num_rows))
         self._next += table.num_rows
         sink = io.BytesIO()

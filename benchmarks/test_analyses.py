@@ -78,7 +78,7 @@ _MEASURED = {
     "sessions": Measured(
         f"sessions by day {RANGE}",
         (_EVERYTHING,),
-        why="no index has session_id: the tables are read; the hash of a million sessions outgrows work_mem",
+        why="a kernel: no index has session_id, so the tables are read, and each partition's events hashed by session",
     ),
     "distribution": Measured(
         f'distribution of count of "1 % 1" per user {RANGE}',
@@ -98,7 +98,7 @@ _MEASURED = {
     "attribution": Measured(
         f'attribution of "1 % 2" to landing_page by first touch within 14 days {RANGE}',
         (_EVERYTHING, "1 % 2"),
-        why="any event can be a touch: those of all users who converted are read from the table and numbered",
+        why="a kernel: any event can be a touch, so those before each conversion are looked up in the table",
     ),
     "correlate": Measured(
         f'correlate "1 % 1" -> "1 % 2" within 14 days with user.plan, "0.1 % 3" {RANGE}',

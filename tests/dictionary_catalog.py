@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
+from sqlglot import exp
+
 from heap_compiler.catalog import MergingUsers, Segment, Strategy
 
 
@@ -34,6 +36,10 @@ class DictionaryCatalog:
             "Listed": Segment("where plan = 'pro'", "segment_listed_1"),
             "Circle": Segment("where in \"Circle\" or plan = 'pro'", None),
         }
+
+    @property
+    def conditions(self) -> dict[str, tuple[exp.Expr, ...]]:
+        return {}
 
     def definition(self, name: str) -> str | None:
         return self.definitions.get(name)

@@ -5,7 +5,7 @@ Takes syntax nodes, gives bound events, ranges, filters and group keys, with eve
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar, assert_never, cast
@@ -35,10 +35,11 @@ _C = TypeVar("_C", bound=syntax.Clause)
 
 @dataclass(frozen=True, slots=True)
 class _Branch:
-    """An alternative while it is being bound: a definition's predicate, and what was asked beyond it."""
+    """An alternative while it is being bound: a definition's predicate, made when it is needed, and what was asked
+    beyond it."""
 
     definition: str | None
-    base: exp.Expr | None
+    base: Callable[[], exp.Expr] | None
     beyond: tuple[exp.Expr, ...]
     first_after: FirstAfter | None = None
     impossible: HeapError | None = None
@@ -290,10 +291,18 @@ class _EventBinder:
         # The definition's own conjuncts pass through untouched by what is asked beyond them, so that PostgreSQL can
         # prove its index predicate from the query.
         assert branch.definition is not None
-        base = _conditions([branch.base], gates_patterns=self.catalog.gates_patterns(branch.definition))
-        known = set(base)
-        extra = tuple(part for part in _conditions(beyond) if part not in known)
+        base = self._definition(branch.definition, branch.base)
+        extra = tuple(part for part in _conditions(beyond) if part not in base) if beyond else ()
         return Alternative((*base, *extra), branch.definition, exact=not extra)
+
+    def _definition(self, name: str, predicate: Callable[[], exp.Expr]) -> tuple[exp.Expr, ...]:
+        """The conditions of a definition. The catalog keeps them, but for one that is being made or changed."""
+        known = self.catalog.conditions.get(name) if not self.path else None
+        if known is None:
+            known = _conditions([predicate()], gates_patterns=self.catalog.gates_patterns(name))
+            if not self.path:
+                self.catalog.conditions[name] = known
+        return known
 
     def is_sequence(self, event: syntax.Event) -> bool:
         """True when the event is defined by a sequence, itself or through the definitions it is made of."""
@@ -315,7 +324,7 @@ class _EventBinder:
                 inside, meaning = self._inside(name, span), self._meaning(name, span)
                 if self.is_sequence(event):
                     return inside.branches(meaning)
-                return [_Branch(name, _predicate(inside.branches(meaning)), ())]
+                return [_Branch(name, lambda: _predicate(inside.branches(meaning)), ())]
             case syntax.FirstAfter(event=first, after=after, within=within):
                 rule = FirstAfter(
                     BoundEvent("event", self.alternatives(first, ())),
@@ -367,7 +376,7 @@ class _EventBinder:
 
 def _predicate(branches: list[_Branch]) -> exp.Expr:
     """A whole event expression as one condition."""
-    parts = [all_of([*([branch.base] if branch.base is not None else []), *branch.beyond]) for branch in branches]
+    parts = [all_of([*([branch.base()] if branch.base is not None else []), *branch.beyond]) for branch in branches]
     return any_of(parts)
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from sqlglot import exp
 
-__all__ = ["EVERY_EVENT", "Alternative", "BoundEvent", "Choice", "FirstAfter", "GroupKey"]
+__all__ = ["EVERY_EVENT", "EVERY_EVENT_CONDITION", "Alternative", "BoundEvent", "Choice", "FirstAfter", "GroupKey"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,9 @@ class BoundEvent:
 
 EVERY_EVENT = BoundEvent("any", (Alternative((), None),))
 """`any`"""
+
+EVERY_EVENT_CONDITION = "TRUE"
+"""Its condition, as `sql.generate` writes it: that of the packs of any event."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from datetime import datetime
 from typing import Literal, NamedTuple, Protocol
 from zoneinfo import ZoneInfo
 
+from sqlglot import exp
+
 __all__ = ["STRATEGIES", "Catalog", "MergingUsers", "Segment", "Strategy"]
 
 Strategy = Literal["auto", "vector", "merge", "probe"]
@@ -73,6 +75,11 @@ class Catalog(Protocol):
 
     def definition(self, name: str) -> str | None:
         """The event expression a defined event stands for, or None when there is no event of that name."""
+
+    @property
+    def conditions(self) -> dict[str, tuple[exp.Expr, ...]]:
+        """The conditions of definitions that were bound before, by name, for `bind` to add to; all forgotten when any
+        definition changes. Statements share them: what is changed or put elsewhere is a copy."""
 
     def gates_patterns(self, name: str) -> bool:
         """Whether the indexes of a defined event search for text before they try a regular expression."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from sqlglot import exp
 
@@ -16,8 +17,8 @@ from heap_compiler.members import events_named, segments_named, unknown_segment
 from heap_compiler.parse import parse, parse_event, parse_members
 from heap_compiler.passes import QUERY_PASSES, STORAGE_PASSES
 from heap_compiler.scan import Scan, scans_in
-from heap_compiler.sql import generate
-from heap_compiler.strategies.kernels import kernel_calls
+from heap_compiler.sql import generate, written
+from heap_compiler.strategies.kernels import Packable, Reads, kernel_calls
 
 __all__ = [
     "Compiled",
@@ -32,27 +33,55 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CompiledQuery:
-    """An analysis as SQL.
+    """An analysis as SQL. What explains it is found when it is asked for, which few do: half as much work again.
 
     Attributes:
         keyword: which analysis it is.
         sql: one PostgreSQL query.
         columns: the columns of its rows.
-        sources: names of the scans in the query, and the event each reads; first those the analysis names.
-        scans: every read of events; a source has one per alternative of its event.
-        kernel_reads: the queries that kernels run beside the data, over the app's tables.
         strategy: how chains are found and why so, where that was chosen.
     """
 
     keyword: str
     sql: str
     columns: tuple[ResultColumn, ...]
-    sources: dict[str, str]
-    scans: tuple[Scan, ...]
-    kernel_reads: tuple[str, ...] = ()
-    strategy: str | None = None
+    strategy: str | None
+    _query: exp.Query = field(repr=False, compare=False)
+    _named_sources: dict[str, str]
+
+    @cached_property
+    def scans(self) -> tuple[Scan, ...]:
+        """Every read of events; a source has one per alternative of its event."""
+        read = (scan for shown in self._shown for scan in scans_in(shown))
+        return tuple(dict.fromkeys([*scans_in(self._query), *read]))
+
+    @cached_property
+    def sources(self) -> dict[str, str]:
+        """Names of the scans in the query, and the event each reads; first those the analysis names."""
+        sources = dict(self._named_sources)
+        for scan in self.scans:
+            sources.setdefault(scan.alias, scan.event)
+        return sources
+
+    @cached_property
+    def kernel_reads(self) -> tuple[str, ...]:
+        """The queries that kernels run beside the data, over the app's tables."""
+        return tuple(written(shown) for shown in self._shown)
+
+    @cached_property
+    def packable(self) -> tuple[Packable, ...]:
+        """Which of the scans kernels read from packs, where there are any."""
+        return tuple(packable for call in self._calls for packable in call.packable)
+
+    @cached_property
+    def _calls(self) -> list[Reads]:
+        return kernel_calls(self._query)
+
+    @cached_property
+    def _shown(self) -> list[exp.Query]:
+        return [shown() for call in self._calls for shown in call.shown]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,15 +188,10 @@ def _analyse(statement: syntax.AnalysisStatement, text: str, catalog: Catalog, k
     analysis = analysis_of(statement.keyword)
     binder = Binder(text, catalog, statement.clauses, analysis.clauses)
     plan = analysis.bind(statement, binder)
-    query = _checked(analysis.lower(plan), catalog)
-    calls = kernel_calls(query)
-    scans = tuple(dict.fromkeys([*scans_in(query), *(scan for call in calls for scan in call.scans)]))
-    sources = {**analysis.sources(plan), **binder.sources}
-    for scan in scans:
-        sources.setdefault(scan.alias, scan.event)
-    reads = tuple(read for call in calls for read in call.queries)
+    query = _stored(_checked(analysis.lower(plan), catalog), catalog)
+    named_sources = {**analysis.sources(plan), **binder.sources}
     return CompiledQuery(
-        statement.keyword, _stored(query, catalog), analysis.row, sources, scans, reads, analysis.strategy(plan)
+        statement.keyword, generate(query), analysis.row, analysis.strategy(plan), query, named_sources
     )
 
 
@@ -180,10 +204,10 @@ def _checked(query: exp.Query, catalog: Catalog) -> exp.Query:
     return query
 
 
-def _stored(query: exp.Query, catalog: Catalog) -> str:
+def _stored(query: exp.Query, catalog: Catalog) -> exp.Query:
     for storage_pass in STORAGE_PASSES:
         query = storage_pass(query, catalog)
-    return generate(query)
+    return query
 
 
 def compile_definition(name: str, definition: str, catalog: Catalog) -> CompiledDefinition:
@@ -223,10 +247,10 @@ def compile_segment(name: str, definition: str, catalog: Catalog) -> CompiledSeg
 
 def _segment(name: str, definition: str, members: syntax.Members, catalog: Catalog, text: str) -> CompiledSegment:
     binder = Binder(text, catalog, (), ())
-    query = _checked(binder.members(members.predicate, segment=name), catalog)
+    query = _stored(_checked(binder.members(members.predicate, segment=name), catalog), catalog)
     events = {name for event in events_named(members.predicate) for name in _names(event)}
     segments = segments_named(members.predicate)
-    return CompiledSegment(name, definition, _stored(query, catalog), tuple(sorted(events)), tuple(sorted(segments)))
+    return CompiledSegment(name, definition, generate(query), tuple(sorted(events)), tuple(sorted(segments)))
 
 
 def _definition(name: str, definition: str, event: syntax.Event, catalog: Catalog) -> CompiledDefinition:

@@ -9,7 +9,7 @@ from decimal import Decimal
 from functools import cache, lru_cache
 from typing import Literal, TypeVar
 
-from sqlglot import exp
+from sqlglot import Dialect, Generator, exp
 
 __all__ = [
     "FALSE",
@@ -48,6 +48,7 @@ __all__ = [
     "users_table",
     "walk",
     "with_ctes",
+    "written",
 ]
 
 FALSE = exp.Boolean(this=False)
@@ -60,19 +61,17 @@ def column(name: str, table: str | None = None) -> exp.Column:
     return exp.Column(this=identifier(name), table=identifier(table) if table else None)
 
 
-def identifier(name: str) -> exp.Identifier:
-    """A name, quoted only when PostgreSQL needs it."""
-    return exp.Identifier(this=name, quoted=_needs_quotes(name))
-
-
 @lru_cache(maxsize=4096)
-def _needs_quotes(name: str) -> bool:
-    quoted: bool = exp.to_identifier(name).quoted
-    return quoted
+def identifier(name: str) -> exp.Identifier:
+    """A name, quoted only when PostgreSQL needs it. One object wherever the name stands: not to be changed."""
+    return exp.to_identifier(name)
 
 
 def copied(expression: _E) -> _E:
-    """A copy to be put elsewhere: an expression has one place. Several times as fast as sqlglot's `copy`."""
+    """A copy to be put elsewhere: an expression has one place, but for names and types. Several times as fast as
+    sqlglot's `copy`."""
+    if type(expression) in _SHARED:
+        return expression
     copy = type(expression)(
         **{
             key: copied(value)
@@ -103,6 +102,7 @@ def walk(expression: exp.Expr) -> list[exp.Expr]:
 
 
 _LEAVES = frozenset({exp.Column, exp.Identifier, exp.Literal, exp.DataType, exp.Star})
+_SHARED = frozenset({exp.Identifier, exp.DataType})
 
 
 def text(value: str) -> exp.Literal:
@@ -258,7 +258,7 @@ def named(value: exp.Expr, name: str) -> exp.Expr:
 
 def cast(value: exp.Expr, type_name: str) -> exp.Cast:
     """CAST(value AS type_name), a PostgreSQL type."""
-    return exp.Cast(this=value, to=copied(_data_type(type_name)))
+    return exp.Cast(this=value, to=_data_type(type_name))
 
 
 @cache
@@ -340,10 +340,14 @@ def union_all(queries: Sequence[exp.Query]) -> exp.Query:
 
 def generate(expression: exp.Expr) -> str:
     """PostgreSQL's text of the expression. Queries are laid out for reading."""
-    return expression.sql(
-        dialect="postgres",
-        pretty=isinstance(expression, exp.Query),
-        normalize_functions=False,
-        comments=False,
-        copy=False,
-    )
+    return _generator(pretty=isinstance(expression, exp.Query)).generate(expression, copy=False)
+
+
+def written(expression: exp.Expr) -> str:
+    """PostgreSQL's text of the expression, on one line."""
+    return _generator(pretty=False).generate(expression, copy=False)
+
+
+@cache
+def _generator(*, pretty: bool) -> Generator:
+    return Dialect.get_or_raise("postgres").generator(pretty=pretty, normalize_functions=False, comments=False)

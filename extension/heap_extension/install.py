@@ -18,6 +18,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from heap_compiler.bound import EVERY_EVENT_CONDITION
 from heap_extension.postgres import Postgres, python_of_postgres
 
 __all__ = ["VERSION", "InstallError", "extension_scripts", "install", "installed"]
@@ -54,7 +55,7 @@ def extension_scripts(version: str, python_path: Path, sql: Path = _SQL) -> dict
     def script(files: list[Path]) -> str:
         guard = '\\echo Use "CREATE EXTENSION heap CASCADE" to load this file. \\quit\n'
         joined = guard + "\n".join(file.read_text(encoding="utf-8") for file in files)
-        loading = joined.replace("@load_kernels@", _LOAD_KERNELS)
+        loading = joined.replace("@load_kernels@", _LOAD_KERNELS).replace("@every_event@", EVERY_EVENT_CONDITION)
         return loading.replace("@python_path@", str(python_path)).replace("@version@", version)
 
     control = (sql.parent / "heap.control").read_text(encoding="utf-8").replace("@version@", version)

@@ -9,7 +9,7 @@ import psycopg
 
 from heap_extension.install import VERSION, InstallError
 
-__all__ = ["Node", "create_extension", "nodes"]
+__all__ = ["Node", "asks_for_huge_pages", "create_extension", "nodes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class Node:
         name: host:port; None for a database without Citus.
         answers: whether it could be asked.
         has_python: whether PL/Python is installed on its machine.
+        has_pageinspect: whether that contrib module is.
         has_files: whether this version's files are.
         version: of the extension in its database.
         settings: of its server, those that heap wants in a certain way.
@@ -28,6 +29,7 @@ class Node:
     name: str | None
     answers: bool = False
     has_python: bool = False
+    has_pageinspect: bool = False
     has_files: bool = False
     version: str | None = None
     settings: dict[str, str] = field(default_factory=dict)
@@ -44,6 +46,8 @@ class Node:
             return f"{self.place} does not answer"
         if not self.has_python:
             return f"{self.place} has no PL/Python: apt-get install postgresql-plpython3-<version> on its machine"
+        if not self.has_pageinspect:
+            return f"{self.place} has no pageinspect: the package of PostgreSQL's contrib modules on its machine"
         if not self.has_files:
             return f"{self.place} has not the files of heap {VERSION}: `heap install` on its machine, as root"
         return None
@@ -53,6 +57,7 @@ _ASKED = f"""
 SELECT json_build_object(
     'answers', true,
     'has_python', EXISTS (SELECT FROM pg_available_extensions WHERE name = 'plpython3u'),
+    'has_pageinspect', EXISTS (SELECT FROM pg_available_extensions WHERE name = 'pageinspect'),
     'has_files', EXISTS (SELECT FROM pg_available_extension_versions WHERE name = 'heap' AND version = '{VERSION}'),
     'version', (SELECT extversion FROM pg_extension WHERE extname = 'heap'),
     'settings', (SELECT json_object_agg(name, setting) FROM pg_settings
@@ -68,21 +73,32 @@ ALTER EXTENSION heap UPDATE
 
 def nodes(connection: psycopg.Connection[Any]) -> list[Node]:
     """The nodes of a Citus cluster, the coordinator first; of any other database itself."""
+    return [Node(name, **answer) for name, answer in _answers(connection, _ASKED)]
+
+
+def asks_for_huge_pages(connection: psycopg.Connection[Any]) -> dict[str | None, bool]:
+    """By the names of nodes, whether their server processes ask for huge pages; this node has to have this version of
+    the extension."""
+    return {name: asks is True for name, asks in _answers(connection, "SELECT to_json(heap._asks_for_huge_pages())")}
+
+
+def _answers(connection: psycopg.Connection[Any], query: str) -> list[tuple[str | None, Any]]:
+    """The JSON that a query gives on each node of Citus by its name, the coordinator first, `{}` where it failed; the
+    database's own, without name, where there are no nodes."""
     (has_citus,) = connection.execute(
         "SELECT count(*) FROM pg_extension WHERE extname = 'citus'"
     ).fetchone() or (0,)  # fmt: skip
-    found: list[Node] = []
+    found: list[tuple[str | None, Any]] = []
     if has_citus:
-        answers = connection.execute(
+        found = connection.execute(
             "SELECT n.nodename || ':' || n.nodeport, CASE WHEN r.success THEN r.result::json ELSE '{}' END"
             " FROM run_command_on_all_nodes(%s, give_warning_for_connection_errors => true) AS r"
             " JOIN pg_dist_node AS n USING (nodeid) ORDER BY n.groupid",
-            (_ASKED,),
-        )
-        found = [Node(name, **answer) for name, answer in answers]
+            (query,),
+        ).fetchall()
     if not found:  # Citus, too, has no nodes before the first is added
-        (answer,) = connection.execute(_ASKED).fetchone() or ({},)
-        found = [Node(None, **answer)]
+        (answer,) = connection.execute(query).fetchone() or ({},)
+        found = [(None, answer)]
     return found
 
 

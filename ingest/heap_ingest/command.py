@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from heap_extension.command.connect import Dsn, fail, failing_clearly, find_dsn
 from heap_ingest.capture.command import keys, serve
+from heap_ingest.options import (
+    Address,
+    BootstrapServers,
+    DeadLettersTopic,
+    Places,
+    Topic,
+    embedded_broker,
+    enrichment,
+    find_bootstrap_servers,
+)
+from heap_ingest.topic_names import DEAD_LETTERS, EVENTS
 
-if TYPE_CHECKING:
-    from heap_ingest.broker import Broker
-    from heap_ingest.enrich import AddressUse, Enrichment
-
-__all__ = ["BootstrapServers", "app", "find_bootstrap_servers"]
+__all__ = ["app"]
 
 app = typer.Typer(
     name="ingest",
@@ -26,50 +32,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-BootstrapServers = Annotated[
-    str | None,
-    typer.Option(help="Kafka; default: HEAP_BOOTSTRAP_SERVERS, else `heap ingest broker`.", show_default=False),
-]
 BrokerData = Annotated[
     Path | None, typer.Option(help="Folder of the broker; default: .heap-kafka here.", show_default=False)
-]
-
-
-def embedded_broker(data: Path | None = None) -> Broker:
-    """The broker of `heap ingest broker`."""
-    from heap_ingest.broker import Broker, find_kafka
-
-    return Broker(find_kafka(), (data or Path(".heap-kafka")).absolute())
-
-
-def find_bootstrap_servers(given: str | None) -> str:
-    """The Kafka given, else that of HEAP_BOOTSTRAP_SERVERS, else the embedded broker.
-
-    Raises:
-        BrokerError: none of them.
-    """
-    from heap_ingest.broker import BrokerError
-
-    servers = given or os.environ.get("HEAP_BOOTSTRAP_SERVERS")
-    if servers is None:
-        broker = embedded_broker()
-        if not broker.is_running():
-            raise BrokerError(
-                "no Kafka: give --bootstrap-servers, set HEAP_BOOTSTRAP_SERVERS, or run `heap ingest broker` here first"
-            )
-        servers = broker.bootstrap_servers
-    return servers
-
-
-Topic = Annotated[str, typer.Option(help="The topic of the log.")]
-DeadLetters = Annotated[str, typer.Option(help="The topic of messages that cannot be stored.")]
-Places = Annotated[
-    Path | None,
-    typer.Option(help="MaxMind DB file: countries, regions and cities of addresses.", show_default=False),
-]
-Address = Annotated[
-    str,
-    typer.Option(help="What becomes of addresses: drop, hash (with the key in HEAP_ADDRESS_KEY) or keep."),
 ]
 
 
@@ -97,8 +61,8 @@ def broker(
 def sink(
     dsn: Dsn = None,
     bootstrap_servers: BootstrapServers = None,
-    topic: Topic = "heap-events",
-    dead_letters: DeadLetters = "heap-dead-letters",
+    topic: Topic = EVENTS,
+    dead_letters: DeadLettersTopic = DEAD_LETTERS,
     group: Annotated[str, typer.Option(help="Sinks of one group share the log's partitions.")] = "heap-sink",
     instance: Annotated[
         str | None,
@@ -152,7 +116,7 @@ def sink(
 def status(
     dsn: Dsn = None,
     bootstrap_servers: BootstrapServers = None,
-    topic: Topic = "heap-events",
+    topic: Topic = EVENTS,
     seconds: Annotated[float, typer.Option(help="How long to measure rates for.", min=0.1)] = 1.0,
 ) -> None:
     """Show how far each partition of the log is stored, what is left, and the rates. Exits with 1 when no sink stores
@@ -192,7 +156,7 @@ def replay(
     ] = None,
     dsn: Dsn = None,
     bootstrap_servers: BootstrapServers = None,
-    topic: Topic = "heap-events",
+    topic: Topic = EVENTS,
     places: Places = None,
     address: Address = "drop",
 ) -> None:
@@ -239,8 +203,8 @@ def dead_letters(
     all_of_them: Annotated[bool, typer.Option("--all", help="Also those that were sent again before.")] = False,
     dsn: Dsn = None,
     bootstrap_servers: BootstrapServers = None,
-    topic: Topic = "heap-events",
-    dead_letters: DeadLetters = "heap-dead-letters",
+    topic: Topic = EVENTS,
+    dead_letters: DeadLettersTopic = DEAD_LETTERS,
 ) -> None:
     """List the messages that could not be stored, with the reasons; look at one; send them again."""
     import sys
@@ -288,19 +252,6 @@ def _failing_clearly() -> Iterator[None]:
             fail(f"error: {error}")
         except KafkaException as error:
             fail(f"error: Kafka: {error.args[0].str() if error.args else error}")
-
-
-def enrichment(places: Path | None, address: str) -> Enrichment:
-    """What the options say is added to events."""
-    from heap_ingest.enrich import Enrichment
-
-    uses: dict[str, AddressUse] = {"drop": "drop", "hash": "hash", "keep": "keep"}
-    if address not in uses:
-        fail(f"error: --address {address!r} is none of {', '.join(uses)}")
-    try:
-        return Enrichment(places, uses[address], os.environ.get("HEAP_ADDRESS_KEY", "").encode())
-    except ValueError as error:
-        fail(f"error: {error}: set HEAP_ADDRESS_KEY")
 
 
 app.command()(serve)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import psycopg
 
 from heap_ingest.log import Record, Sender, Span, cluster_id, find_span, read_span
-from heap_ingest.messages import EventsMessage, decode, encode, message_key
+from heap_ingest.messages import CapturedMessage, EventsMessage, decode, encode, message_key
 
 __all__ = ["Burial", "DeadLetter", "DeadLetters", "Rejected"]
 
@@ -60,10 +60,10 @@ class Burial:
 
 
 @lru_cache(maxsize=2)
-def _events(value: bytes) -> EventsMessage:
+def _events(value: bytes) -> CapturedMessage | EventsMessage:
     """The message of several events, which was read before. Those rejected come message by message."""
     message = decode(value)
-    assert isinstance(message, EventsMessage)
+    assert isinstance(message, CapturedMessage | EventsMessage)
     return message
 
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from heap_ingest.messages import EventMessage, EventsMessage
+from heap_ingest.messages import CapturedMessage, EventMessage, EventsMessage
 
 if TYPE_CHECKING:
     import maxminddb
@@ -50,7 +50,7 @@ class Enrichment:
             self._places = maxminddb.open_database(places)
         self._place = lru_cache(maxsize=100_000)(self._look_up)
 
-    def columns(self, message: EventMessage | EventsMessage) -> Mapping[str, str]:
+    def columns(self, message: EventMessage | EventsMessage | CapturedMessage) -> Mapping[str, str]:
         """Columns its events may lack, by name; `ip` is a property. Not to be changed: it is kept for the next ones."""
         ip, user_agent = message.ip, message.user_agent
         agent = _agent(user_agent) if user_agent is not None else {}

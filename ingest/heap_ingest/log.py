@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from heap_ingest.topics import EVENTS
+from heap_ingest.topic_names import EVENTS
+from heap_ingest.topics import first_offsets
 
 __all__ = [
     "ProducerRecord",
@@ -173,12 +174,12 @@ def find_span(
         if found.error is not None:
             raise SpanError(f"there is no topic {topic}")
         places = [TopicPartition(topic, partition) for partition in found.partitions]
-        ranges = {place.partition: consumer.get_watermark_offsets(place, timeout=10) for place in places}
-        starts = _offsets(consumer, places, start, {partition: low for partition, (low, _) in ranges.items()})
-        ends = _offsets(consumer, places, end, {partition: high for partition, (_, high) in ranges.items()})
+        lows = first_offsets(bootstrap_servers, topic, found.partitions)
+        highs = {place.partition: consumer.get_watermark_offsets(place, timeout=10)[1] for place in places}
+        starts, ends = _offsets(consumer, places, start, lows), _offsets(consumer, places, end, highs)
     offsets = {}
-    for partition, (low, high) in sorted(ranges.items()):
-        first, after = max(starts[partition], low), min(ends[partition], high)
+    for partition in sorted(lows):
+        first, after = max(starts[partition], lows[partition]), min(ends[partition], highs[partition])
         if first < after:
             offsets[partition] = first, after
     if isinstance(start, int) and start and not offsets:

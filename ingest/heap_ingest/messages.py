@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import zlib
 from datetime import datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
+from heap_extension.load import LOADED_COLUMNS
+
 __all__ = [
+    "CapturedEvent",
+    "CapturedMessage",
     "Event",
     "EventMessage",
     "EventsMessage",
     "IdentifyMessage",
     "Message",
     "UserMessage",
+    "captured_event",
     "decode",
     "encode",
     "find_partition",
@@ -75,26 +80,81 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     properties: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
-class EventsMessage(
-    msgspec.Struct,
-    frozen=True,
-    kw_only=True,
-    omit_defaults=True,
-    tag_field="kind",
-    tag="events",
-    forbid_unknown_fields=True,
+def captured_event(absent: str | None) -> Any:
+    """The type of a `CapturedMessage`'s events, whose columns are `absent` where an event has none.
+
+    Messages are kept: a column that a table no longer has stays here.
+    """
+    columns = [(name, str, absent) for name in LOADED_COLUMNS]
+    return msgspec.defstruct(
+        "CapturedEvent",
+        [
+            ("user_id", Bigint),
+            ("time", datetime),
+            ("event_id", Bigint),
+            ("type", str),
+            ("session_id", Bigint | None, None),
+            ("properties", dict[str, Any] | None, None),
+            *columns,
+        ],
+        omit_defaults=True,
+        forbid_unknown_fields=True,
+        gc=False,
+    )
+
+
+if TYPE_CHECKING:
+    CapturedEvent = Any
+else:
+    CapturedEvent = captured_event(None)
+
+
+class _Together(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", forbid_unknown_fields=True
 ):
     """Events of one request that go to one partition, in their order: as one message they cost Kafka and its clients
     a fraction of what they cost one by one.
 
     Attributes:
         app, received_at, ip, user_agent: as of an `EventMessage`, of all of them.
+        events: each with what an `EventMessage` has that is not alike for all.
     """
 
     app: str
     received_at: datetime
     ip: str | None = None
     user_agent: str | None = None
+    events: list[Any]
+
+
+class CapturedMessage(_Together, frozen=True, kw_only=True, tag="captured"):
+    """As the capture server writes them since 0.6: columns stand beside what else an event has, as clients send them,
+    so that an event that was read is written without being taken apart."""
+
+    events: list[CapturedEvent]
+
+    def single(self, position: int) -> EventMessage:
+        """The event at this position as a message of its own."""
+        event = self.events[position]
+        texts = {name: getattr(event, name) for name in LOADED_COLUMNS}
+        return EventMessage(
+            self.app,
+            event.user_id,
+            event.time,
+            self.received_at,
+            event.event_id,
+            event.type,
+            event.session_id,
+            {name: text for name, text in texts.items() if text is not None},
+            event.properties or {},
+            self.ip,
+            self.user_agent,
+        )
+
+
+class EventsMessage(_Together, frozen=True, kw_only=True, tag="events"):
+    """As the capture server wrote them in 0.5, with columns in an object of their own."""
+
     events: list[Event]
 
     def single(self, position: int) -> EventMessage:
@@ -127,15 +187,13 @@ class IdentifyMessage(_Message, frozen=True, tag="identify"):
     identity: str
 
 
-Message = EventMessage | EventsMessage | UserMessage | IdentifyMessage
+Message = EventMessage | EventsMessage | CapturedMessage | UserMessage | IdentifyMessage
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
-
-def encode(message: Message | Event) -> bytes:
-    """The message, or an event for one, as JSON."""
-    return _encoder.encode(message)
+encode = _encoder.encode
+"""A message, or an event for one, as JSON."""
 
 
 def decode(data: bytes) -> Message:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,7 +23,8 @@ from heap_ingest.enrich import Enrichment
 from heap_ingest.log import Record
 from heap_ingest.metrics import SinkMetrics
 from heap_ingest.store import Batch, FencedError, Store, Stored, read_batch
-from heap_ingest.topics import DEAD_LETTERS, EVENTS
+from heap_ingest.topic_names import DEAD_LETTERS, EVENTS
+from heap_ingest.topics import first_offsets
 
 __all__ = ["LogMissingError", "Sink"]
 
@@ -31,10 +33,16 @@ _PIECE = 32
 """Messages that are read at once: how many events they hold is known afterwards."""
 _LONGEST_PAUSE = 5.0
 """Seconds until a database that failed is tried again, at most."""
+_EXPELLED_PAUSE = 1.0
+"""Seconds until a sink joins its group again after it was expelled."""
 
 
 class LogMissingError(Exception):
     """The log does not hold what should be stored next: messages are lost, or the topic is another one."""
+
+
+class _ExpelledError(Exception):
+    """Kafka's client has ended: the group has another member in this one's place, as after a sleep of the machine."""
 
 
 class Sink:
@@ -98,8 +106,14 @@ class Sink:
         self._assigned: list[int] = []
         self._positions: dict[int, int] | None = None
         """The next message of each partition; None when that is to be learned from the database."""
+        self._gaps: set[tuple[int, int, int]] = set()
+        """Where messages were missing: in which partition, from which offset on, and which came instead."""
+        self._reads_again = False
+        """Messages are missing: what comes next is asked for again when what came before is stored."""
         self._store: Store | None = None
         self._connection: psycopg.Connection[Any] | None = None
+        self._is_warned = False
+        """The database warned: a node may not have heard that what it prepared is committed."""
         self._burial: Burial | None = None
         self._pause = 0.0
         self._writer = ThreadPoolExecutor(1, "heap-sink-writer")
@@ -116,16 +130,29 @@ class Sink:
         Raises:
             LogMissingError: Kafka no longer has what comes next.
         """
+        try:
+            while not self._stop.is_set():
+                self._take_part()
+        finally:
+            self._writer.shutdown()
+            self._disconnect()
+
+    def _take_part(self) -> None:
+        """Stores as a member of the group, until `stop` or until the group has another in its place."""
         consumer = Consumer(self._configuration)
         consumer.subscribe([self._topic], on_assign=self._take, on_revoke=self._give_up, on_lost=self._give_up)
         try:
             while not self._stop.is_set():
                 self._turn(consumer)
             self._settle(consumer)
+        except _ExpelledError as error:
+            self._settle(consumer)
+            self._give_up(consumer, [])
+            self.metrics.failures.labels("expelled").inc()
+            self._report(f"kafka: {error}: joining again")
+            self._stop.wait(_EXPELLED_PAUSE)
         finally:
-            self._writer.shutdown()
             consumer.close()
-            self._disconnect()
 
     def _turn(self, consumer: Consumer) -> None:
         """Reads one batch while the one before is stored, or makes one attempt at having the database back."""
@@ -138,11 +165,13 @@ class Sink:
                     self._fail(consumer, error)
         before = dict(self._positions or {})
         batch = self._read(consumer)
-        # Offsets may be missing between messages: those of markers, and of what was compacted.
+        # Its offsets begin where those stored before end: none may lie between (see _follows).
         batch.offsets = {partition: (before[partition], after) for partition, (_, after) in batch.offsets.items()}
         self._settle(consumer)
         if batch.offsets and self._positions is not None:  # else what was read is not ours, or comes again
             self._storing = batch, self._writer.submit(self._write, batch)
+        if self._reads_again:
+            self._positions, self._reads_again = None, False
 
     def _read(self, consumer: Consumer) -> Batch:
         """What there is until a batch is full, or what comes until it has waited long enough."""
@@ -153,7 +182,7 @@ class Sink:
             messages = consumer.consume(wanted, max(deadline - time.monotonic(), 0))
             records = (record for message in messages if (record := self._record(message)) is not None)
             read_batch(records, self._enrichment, batch=batch)
-            if len(messages) < wanted:
+            if len(messages) < wanted or self._reads_again:
                 break
         return batch
 
@@ -161,7 +190,12 @@ class Sink:
         """Stores a batch, in a thread of its own; what it did, and the seconds it took."""
         began = time.monotonic()
         assert self._store is not None
-        return self._store.store(batch), time.monotonic() - began
+        assert self._connection is not None
+        stored = self._store.store(batch)
+        if self._is_warned:
+            self._is_warned = False
+            _finish_prepared(self._connection)
+        return stored, time.monotonic() - began
 
     def _settle(self, consumer: Consumer) -> None:
         """Waits for the batch that is being stored. When that fails, what was read since is forgotten with it."""
@@ -184,16 +218,35 @@ class Sink:
                     f"{self._topic} of {self._bootstrap_servers} does not hold what comes next ({error.str()}): it was"
                     " cut off or made anew. `heap ingest replay --from beginning` stores what it holds"
                 )
+            if error.fatal() or error.code() == KafkaError._FATAL:
+                raise _ExpelledError(error.str())
             self._report(f"kafka: {error.str()}")
             return None
         partition, offset = message.partition(), message.offset()
         assert partition is not None
         assert offset is not None
-        if self._positions is None or offset < self._positions.get(partition, offset + 1):
+        if self._positions is None or self._reads_again or offset < self._positions.get(partition, offset + 1):
+            return None
+        if not self._follows(partition, offset):
+            self._reads_again = True
             return None
         self._positions[partition] = offset + 1
         key = message.key()
         return Record(self._topic, partition, offset, key, message.value() or b"")
+
+    def _follows(self, partition: int, offset: int) -> bool:
+        """Whether the message is the next of its partition. Where some are missing, they are asked for once more: what
+        is missing again is not in the log (offsets of markers, and of what was compacted), what is not was skipped by
+        Kafka's client."""
+        assert self._positions is not None
+        expected = self._positions[partition]
+        gap = partition, expected, offset
+        if offset == expected or gap in self._gaps:
+            return True
+        self._gaps.add(gap)
+        self.metrics.failures.labels("gap").inc()
+        self._report(f"partition {partition}: {offset} came where {expected} comes next: reading again")
+        return False
 
     def _take(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Kafka gave us partitions: nothing is read before the database said from where."""
@@ -213,25 +266,29 @@ class Sink:
         if self._connection is None or self._connection.closed:
             self._connect(consumer)
         assert self._store is not None
-
-        def first(partition: int) -> int:
-            low, _ = consumer.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=10)
-            return int(low)
-
-        positions = self._store.positions(self._assigned, first)
+        positions = self._store.positions(
+            self._assigned, lambda partitions: first_offsets(self._bootstrap_servers, self._topic, partitions)
+        )
         places = [TopicPartition(self._topic, partition, offset) for partition, offset in positions.items()]
         consumer.assign(places)
         self._positions = positions
+        self._gaps = {gap for gap in self._gaps if positions.get(gap[0], 0) <= gap[1]}
         self._pause = 0.0
         self.metrics.connected.set(1)
 
     def _connect(self, consumer: Consumer) -> None:
         cluster = consumer.list_topics(self._topic, timeout=10).cluster_id
         self._connection = psycopg.connect(self._dsn, autocommit=True, application_name=APPLICATION, connect_timeout=10)
+        self._connection.add_notice_handler(self._hear)
         _finish_prepared(self._connection)
         if self._burial is None:
             self._burial = Burial(self._bootstrap_servers, self._dead_letters)
         self._store = Store(self._connection, (cluster, self._topic), self._burial.bury)
+
+    def _hear(self, notice: psycopg.errors.Diagnostic) -> None:
+        if notice.severity_nonlocalized == "WARNING":
+            self._is_warned = True
+            self._report(f"database: {notice.message_primary}")
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -269,7 +326,8 @@ class Sink:
             places.append(place)
             _, high = consumer.get_watermark_offsets(place, cached=True)
             metrics.lag.labels(str(partition)).set(max(high - after, 0))
-        consumer.commit(offsets=places, asynchronous=True)  # for Kafka's own tools: we go by the database
+        with suppress(KafkaException):  # for Kafka's own tools: we go by the database
+            consumer.commit(offsets=places, asynchronous=True)
 
 
 def _finish_prepared(connection: psycopg.Connection[Any]) -> None:

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -20,14 +21,25 @@ from heap_extension.load import LOADED_COLUMNS
 from heap_extension.user_ids import hash_bigint
 from heap_ingest.dead_letters import Rejected
 from heap_ingest.enrich import Enrichment
-from heap_ingest.lines import EVENT_COLUMNS, USER_COLUMNS, event_line, is_plain, of_user, user_line
+from heap_ingest.lines import (
+    EVENT_COLUMNS,
+    USER_COLUMNS,
+    captured_lines,
+    decode_for_lines,
+    event_line,
+    is_plain,
+    of_user,
+    user_line,
+)
 from heap_ingest.log import Record
-from heap_ingest.messages import EventMessage, EventsMessage, IdentifyMessage, Message, UserMessage, decode
+from heap_ingest.messages import CapturedMessage, EventMessage, EventsMessage, IdentifyMessage, Message, UserMessage
 
 __all__ = ["Batch", "FencedError", "Row", "Store", "Stored", "is_data_error", "read_batch"]
 
 Row = tuple[Record, int | None, int, datetime, str]
 """What goes into a table: its record, its position in a message of several events, user, time, and line for COPY."""
+
+_USER = itemgetter(2)
 
 _CAREFUL_BATCHES = 20
 """Batches of an app that are staged after one that held known events: where some are sent twice, more are."""
@@ -96,7 +108,7 @@ def read_batch(
         first, _ = batch.offsets.get(record.partition, (record.offset, 0))
         batch.offsets[record.partition] = first, record.offset + 1
         try:
-            message = decode(record.value)
+            message = decode_for_lines(record.value)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             batch.rejected.append(Rejected(record, f"not a message: {error}"))
             continue
@@ -105,6 +117,11 @@ def read_batch(
         if batch.oldest is None or message.received_at < batch.oldest:
             batch.oldest = message.received_at
         match message:
+            case CapturedMessage():
+                lines = captured_lines(message, enrichment.columns(message))
+                batch.events[message.app] += (
+                    (record, position, user_id, time, line) for position, (user_id, time, line) in enumerate(lines)
+                )
             case EventsMessage():
                 added, plain, rows = enrichment.columns(message), is_plain(record.value), batch.events[message.app]
                 for position, event in enumerate(message.events):
@@ -157,8 +174,10 @@ class Store:
         connection.execute(_STAGING)
         connection.execute(_USER_STAGING)
 
-    def positions(self, partitions: Sequence[int], first: Callable[[int], int]) -> dict[int, int]:
-        """The next message of each partition to be stored; of one that is new, `first` says which that is."""
+    def positions(
+        self, partitions: Sequence[int], first: Callable[[Sequence[int]], Mapping[int, int]]
+    ) -> dict[int, int]:
+        """The next message of each partition to be stored; of those that are new, `first` says which that is."""
         assert self._log is not None
         query = (
             "SELECT partition, next_offset FROM heap.ingest_offset"
@@ -167,10 +186,11 @@ class Store:
         known = dict(self._connection.execute(query, (*self._log, list(partitions))).fetchall())
         new = sorted(set(partitions) - set(known))
         if new:
+            begins = first(new)
             self._connection.execute(
                 "INSERT INTO heap.ingest_offset (cluster, topic, partition, next_offset)"
                 " SELECT %s, %s, * FROM unnest(%s::int[], %s::bigint[]) ON CONFLICT DO NOTHING",
-                (*self._log, new, [first(partition) for partition in new]),
+                (*self._log, new, [begins[partition] for partition in new]),
             )
             known = dict(self._connection.execute(query, (*self._log, list(partitions))).fetchall())
         return known
@@ -277,6 +297,7 @@ class Store:
         rows = self._resolve(schema, rows)
         if kind == "users":
             return self._stage("users", schema, rows)
+        rows = sorted(rows, key=_USER)  # neighbours in the primary key, which saves 1 us a row and sorting costs 0.2
         if self._careful[app]:
             self._careful[app] -= 1
         else:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
-from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # not in its __all__
 from confluent_kafka.cimpl import NewTopic
 
-__all__ = ["DEAD_LETTERS", "EVENTS", "create_topics", "delete_topics", "reachable"]
+from heap_ingest.topic_names import DEAD_LETTERS, EVENTS
 
-EVENTS = "heap-events"
-"""Messages, keyed by app and user."""
-DEAD_LETTERS = "heap-dead-letters"
-"""Records that could not be stored, as they were, with the reason and where they came from as headers."""
+__all__ = ["create_topics", "delete_topics", "first_offsets", "reachable"]
 
 _SILENT = logging.getLogger("heap_ingest.silent")
 _SILENT.addHandler(logging.NullHandler())
@@ -69,6 +67,24 @@ def delete_topics(bootstrap_servers: str, names: list[str], timeout: float = 30.
     admin = _admin(bootstrap_servers)  # it has to live until the answers are there
     for deleted in admin.delete_topics(names, operation_timeout=timeout).values():
         deleted.result(timeout)
+
+
+def first_offsets(
+    bootstrap_servers: str, topic: str, partitions: Iterable[int], timeout: float = 10.0
+) -> dict[int, int]:
+    """By partition, the offset of the oldest message there is; of an empty one, that of the next to come.
+
+    Nothing else is asked for: of the two answers to a question for both watermarks, librdkafka takes the smaller one
+    for the first offset, and one that stands alone for both, which would leave out all there is.
+
+    Raises:
+        KafkaException: no broker answered in `timeout` seconds.
+    """
+    oldest = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
+    asked = {TopicPartition(topic, partition): oldest for partition in partitions}
+    admin = _admin(bootstrap_servers)  # it has to live until the answers are there
+    answers = admin.list_offsets(asked, request_timeout=timeout)
+    return {place.partition: answer.result().offset for place, answer in answers.items()}
 
 
 def _admin(bootstrap_servers: str) -> AdminClient:

@@ -87,6 +87,8 @@ def test_end_between_prepare_and_commit(ingesting: CitusCluster, log: Log, ended
                 case "the sink":
                     process.kill()
                     process.join(30)
+        if ended == "a worker":  # which did not hear of the commit: the sink was warned, and has it told
+            until(lambda: _prepared(first) == 0, 20)
         with psycopg.connect(ingesting.dsn, autocommit=True) as owner, running(ingesting.dsn, log, instance="sink"):
             drained(owner, log)
             until(lambda: _recovered(owner, [first, second]))

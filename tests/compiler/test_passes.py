@@ -12,13 +12,14 @@ import heap_compiler.compile
 import heap_compiler.passes
 from heap_compiler import CompiledDefinition, CompiledQuery, compile_statement
 from heap_compiler.bind import Binder
+from heap_compiler.bound import EVERY_EVENT_CONDITION
 from heap_compiler.catalog import MergingUsers, Strategy
 from heap_compiler.parse import parse_event
 from heap_compiler.passes import PREDICATE_PASSES, QUERY_PASSES, SEQUENCE_PASSES, STORAGE_PASSES
 from heap_compiler.passes.verify_pushdown import verify_pushdown
 from heap_compiler.ranges import TimeRange
 from heap_compiler.sequence import Sequence, SequenceStep, counted
-from heap_compiler.sql import conjuncts
+from heap_compiler.sql import all_of, conjuncts, generate
 from tests.dictionary_catalog import DictionaryCatalog
 
 _FIXTURES = Path(__file__).parents[1] / "fixtures" / "passes"
@@ -286,3 +287,7 @@ def test_read_merging_users_leaves_out_copies_until_the_batch_moves_and_then_ori
     assert all(f"merge_id IS DISTINCT FROM {hidden}" in one for one in conditions if one not in alone)
     assert ("merged_users" in merging.sql) == is_moved
     assert "merge" not in before.sql
+
+
+def test_what_has_no_condition_is_written_as_the_packs_of_any_event_are() -> None:
+    assert generate(all_of(())) == EVERY_EVENT_CONDITION

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from heap_extension.command import app as command_line
+from heap_extension.nodes import asks_for_huge_pages
 from tests.extension.shop_app import ensure_shop
 
 
@@ -94,7 +95,10 @@ def test_no_database_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 def test_doctor_finds_a_good_database_well_and_says_what_another_lacks(dsn: str, fresh_database: str) -> None:
-    assert "missing" not in _heap("doctor", "--dsn", dsn)
+    well = _heap("doctor", "--dsn", dsn)
+    assert "missing" not in well
+    assert "ok      pageinspect" in well
+    assert "ok      server processes ask for huge pages" in well
     shown = _heap("doctor", "--dsn", fresh_database, exit_code=1)
     assert "mend: heap install --dsn ..." in shown
 
@@ -105,9 +109,17 @@ def test_the_demo_runs_on_any_cluster(fresh_database: str) -> None:
         assert part in shown
 
 
-def test_server_processes_of_a_cluster_ask_for_huge_pages(connection: psycopg.Connection[Any]) -> None:
+def test_server_processes_of_a_cluster_ask_for_huge_pages_and_say_so(
+    connection: psycopg.Connection[Any], dsn: str
+) -> None:
     connection.execute(
         "DO LANGUAGE plpython3u $$ import os; plpy.execute(plpy.prepare("
         "\"SELECT set_config('test.tunables', $1, true)\", ['text']), [os.environ.get('GLIBC_TUNABLES')]) $$"
     )
     assert connection.execute("SELECT current_setting('test.tunables')").fetchone() == ("glibc.malloc.hugetlb=1",)
+    connection.execute(
+        "DO LANGUAGE plpython3u $$ import os; os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=0' $$"
+    )
+    assert connection.execute("SELECT heap._asks_for_huge_pages()").fetchone() == (False,)
+    with psycopg.connect(dsn) as other:
+        assert set(asks_for_huge_pages(other).values()) == {True}

@@ -98,6 +98,18 @@ def test_dropping_removes_the_index_unless_another_event_needs_the_definition(
         app.execute("SELECT heap.drop_event('A')")
 
 
+def test_what_heap_maintain_did_not_come_to_drop_is_no_obstacle(app: psycopg.Connection[Any]) -> None:
+    app.execute("SELECT heap.define_event('A', 'pageview where path = ''/a''')")
+    (left,) = _indexes(app)
+    app.execute("UPDATE heap.settings SET index_builds = 'maintain'")
+    app.execute("SELECT heap.drop_event('A')")
+    assert _indexes(app) == [left], "left to heap maintain, which is not there"
+    app.execute("UPDATE heap.settings SET index_builds = 'statement'")
+    app.execute("SELECT heap.define_event('A', 'pageview where path = ''/a''')")
+    assert _indexes(app) == [left]
+    assert _states(app) == {("A", "valid")}
+
+
 def test_new_partitions_have_every_index_and_take_over_what_waited(app: psycopg.Connection[Any]) -> None:
     app.execute("SELECT heap.define_event('A', 'pageview')")
     app.execute(

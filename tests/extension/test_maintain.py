@@ -112,6 +112,26 @@ def test_redefining_builds_the_new_index_and_drops_the_old(dsn: str, kept: psyco
     assert _states(kept) == set()
 
 
+def test_a_definition_dropped_amid_a_pass_is_passed_over(
+    dsn: str, kept: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the pass's look at what is missing and its work."""
+    kept.execute("SELECT heap.define_event('A', 'pageview where path = ''/1''')")
+    kept.execute("SELECT heap.define_event('B', 'pageview where path = ''/2''')")
+    lines: list[str] = []
+    maintainer = Maintainer(dsn, lines.append)
+    do = maintainer._do
+
+    def drop_first(*arguments: Any) -> None:
+        kept.execute("SELECT heap.drop_event('A') FROM heap.event_definition WHERE app = 'kept' AND name = 'A'")
+        do(*arguments)
+
+    monkeypatch.setattr(maintainer, "_do", drop_first)
+    assert maintainer.run_once()
+    assert _states(kept) == {("B", "valid")}
+    assert not [line for line in lines if line.startswith(("failed", "build A"))]
+
+
 def test_covering_a_column_is_left_to_maintain_too(dsn: str, kept: psycopg.Connection[Any]) -> None:
     kept.execute("SELECT heap.define_event('A', 'pageview where path = ''/1''')")
     assert Maintainer(dsn).run_once()

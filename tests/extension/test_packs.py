@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -168,6 +169,19 @@ def test_packs_are_read_and_not_once_anything_changed(packed: str, asked: psycop
             _insert(asked, [(user, time, 1_000, "/z") for time in _TIMES])
     assert _users(asked) == [40, 40, 40]
     assert _states(asked) == {"stale"}
+
+
+def test_explain_says_in_how_many_partitions_packs_are_read(asked: psycopg.Connection[Any]) -> None:
+    def packs() -> list[list[str]]:
+        explained = asked.execute("SELECT heap.explain(%s)", (_FUNNEL,)).fetchall()
+        return [re.findall(r"; packs instead in ([^;]*)", line) for (line,) in explained[:3]]
+
+    assert packs() == [["1 partition"], ["1 partition"], ["1 partition"]], "the month that has some"
+    for user in range(1, 41):  # January of every shard changes
+        _insert(asked, [(user, _TIMES[0], 1_000, "/z")])
+    assert packs() == [[], [], ["1 partition"]], "those of C are of February"
+    asked.execute("SET heap.strategy = 'merge'")
+    assert packs() == [[], [], []]
 
 
 @pytest.mark.parametrize(

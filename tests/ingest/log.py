@@ -17,7 +17,8 @@ from heap_ingest.broker import Broker
 from heap_ingest.capture.pack import pack_events
 from heap_ingest.capture.parse import Origin
 from heap_ingest.messages import (
-    Event,
+    CapturedEvent,
+    CapturedMessage,
     EventMessage,
     EventsMessage,
     IdentifyMessage,
@@ -29,7 +30,7 @@ from heap_ingest.messages import (
 )
 from heap_ingest.topics import create_topics
 
-__all__ = ["APP", "Log", "events", "fresh_app", "stored_ids", "unpacked"]
+__all__ = ["APP", "Log", "captured", "events", "fresh_app", "stored_ids", "unpacked"]
 
 APP = "ingested"
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
@@ -78,7 +79,7 @@ class Log:
     def send_together(self, messages: Iterable[EventMessage]) -> None:
         """Sends events of one app as the capture server does those of one request: several in a message."""
         sent = list(messages)
-        parts = [(event.user_id, encode(_event(event))) for event in sent]
+        parts = [(event.user_id, encode(captured(event))) for event in sent]
         origin = Origin(sent[0].app, sent[0].received_at)
         for key, value, partition in pack_events(parts, origin, self.partitions, 4_000):
             ids = [event.event_id for event in unpacked(value) if isinstance(event, EventMessage)]
@@ -126,16 +127,17 @@ class Log:
             reader.close()
 
 
-def _event(event: EventMessage) -> Event:
-    return Event(
-        event.user_id, event.time, event.event_id, event.type, event.session_id, event.columns, event.properties
+def captured(event: EventMessage) -> CapturedEvent:
+    """An event as it is among others."""
+    return CapturedEvent(
+        event.user_id, event.time, event.event_id, event.type, event.session_id, event.properties, **event.columns
     )
 
 
 def unpacked(value: bytes) -> list[Message]:
     """The messages of a record, those of several events one by one."""
     message = decode(value)
-    if isinstance(message, EventsMessage):
+    if isinstance(message, CapturedMessage | EventsMessage):
         return [message.single(position) for position in range(len(message.events))]
     return [message]
 

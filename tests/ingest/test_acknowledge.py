@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -50,21 +51,30 @@ async def _app(servers: str, limits: Limits, timeout: float = 0.5, **kafka: Any)
         await app.stop()
 
 
+class _Protocol:
+    """What RSGI gives for a request, whose pieces come one by one, and takes as its answer."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
+        self.answer: tuple[int, dict[str, str]] | None = None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self._pieces:
+            yield piece
+
+    def response_bytes(self, status: int, headers: list[tuple[str, str]], _body: bytes) -> None:
+        self.answer = status, dict(headers)
+
+
 async def _post(app: CaptureApp, pieces: list[bytes]) -> tuple[int, dict[str, str]]:
     """One request; its pieces come one by one."""
-    left = list(pieces)
-    answer: dict[str, Any] = {}
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
-
-    async def send(message: Any) -> None:
-        answer.update(message)
-
-    scope = {"type": "http", "method": "POST", "path": "/capture", "query_string": b"write_key=k", "headers": [],
-             "client": ("127.0.0.1", 1)}  # fmt: skip
-    await app(scope, receive, send)
-    return answer["status"], {name.decode(): value.decode() for name, value in answer["headers"]}
+    scope = SimpleNamespace(
+        proto="http", method="POST", path="/capture", query_string="write_key=k", headers={}, client="127.0.0.1:1"
+    )
+    protocol = _Protocol(pieces)
+    await app.__rsgi__(scope, protocol)
+    assert protocol.answer is not None
+    return protocol.answer
 
 
 def _run(test: Callable[[], Awaitable[None]]) -> None:

@@ -109,6 +109,20 @@ def test_sink_stopped_and_woken_when_another_has_its_partitions(
         _check(owner, log)
 
 
+def test_sink_whose_place_another_took_goes_on_when_that_has_left(plain: Cluster, log: Log) -> None:
+    """Kafka lets one member of a name be in a group, and Kafka's client of the other has ended for good."""
+    lines: list[str] = []
+    with _owner(plain) as connection, running(plain.dsn, log, lines, instance="one"):
+        log.send(events(100))
+        log.flush()
+        drained(connection, log)
+        with sink_process(plain.dsn, log, "one"):
+            until(lambda: any("joining again" in line for line in lines))
+        log.send(events(100, 101))
+        log.flush()
+        _check(connection, log)
+
+
 def test_broker_killed_under_load(plain: Cluster, log: Log) -> None:
     with running(plain.dsn, log, batch=200), _producing(log):
         time.sleep(0.7)

@@ -12,8 +12,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from heap_extension.load import LOADED_COLUMNS
-from heap_ingest.lines import EVENT_COLUMNS, USER_COLUMNS, event_line, is_plain, of_user, user_line
-from heap_ingest.messages import EventMessage, UserMessage, decode, encode
+from heap_ingest.lines import (
+    EVENT_COLUMNS,
+    USER_COLUMNS,
+    captured_lines,
+    decode_for_lines,
+    event_line,
+    is_plain,
+    of_user,
+    user_line,
+)
+from heap_ingest.messages import CapturedMessage, EventMessage, UserMessage, decode, encode
+from tests.ingest.log import captured
 
 _ESCAPED = {"t": "\t", "n": "\n", "r": "\r", "b": "\b", "f": "\f", "v": "\v"}
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
@@ -26,6 +36,7 @@ _TIMES = st.datetimes(
     timezones=st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes))),
 )
 _NAMES = st.sampled_from([*LOADED_COLUMNS[:6], "of_a_later_version"])
+_EARLY = datetime(2026, 1, 1, tzinfo=UTC)
 _PROPERTIES = st.dictionaries(_TEXT, _TEXT | _BIGINT | st.none() | st.lists(_TEXT, max_size=2), max_size=3)
 
 
@@ -68,6 +79,43 @@ def test_an_event_line_says_what_the_event_does(
     assert json.loads(fields.pop("properties") or "") == {**later, **properties}
     known = {name: text for name, text in columns.items() if name not in later}
     assert {name: text for name, text in fields.items() if text is not None} == {**added, **known}
+
+
+_ADDED = st.dictionaries(
+    st.sampled_from([*LOADED_COLUMNS[:3], "ip"]), st.text(st.characters(categories=["L", "Zs"]), max_size=5), max_size=3
+)
+_CAPTURED = st.lists(
+    st.builds(
+        EventMessage,
+        app=st.just("shop"),
+        user_id=_BIGINT,
+        time=_TIMES,
+        received_at=st.just(_EARLY),
+        event_id=_BIGINT,
+        type=_TEXT | st.just("click"),
+        session_id=st.none() | _BIGINT,
+        columns=st.dictionaries(st.sampled_from(LOADED_COLUMNS[:6]), _TEXT | st.just("/a"), max_size=4),
+        properties=_PROPERTIES | st.just({"plan": "pro"}),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(events=_CAPTURED, added=_ADDED)
+@example([EventMessage("shop", 1, _EARLY, _EARLY, 2, "\\N", None, {"path": "\\N"}, {}, None, None)], {"path": "added"})
+@example([EventMessage("shop", 1, _EARLY, _EARLY, 2, "click", None, {}, {}, None, None)], {"ip": "::1"})
+def test_lines_of_captured_events_are_those_of_each_by_itself(
+    events: list[EventMessage], added: dict[str, str]
+) -> None:
+    """`event_line` is held to its oracle above."""
+    message = CapturedMessage(app="shop", received_at=_EARLY, events=[captured(event) for event in events])
+    read = decode_for_lines(encode(message))
+    assert isinstance(read, CapturedMessage)
+    expected = [(event.user_id, event.time, event_line(event, added, plain=False)) for event in events]
+    for found, line in zip(captured_lines(read, added), expected, strict=True):
+        assert found[:2] == line[:2]
+        assert _fields(found[2], EVENT_COLUMNS) == _fields(line[2], EVENT_COLUMNS)
 
 
 @given(user=_BIGINT, other=_BIGINT, time=_TIMES, properties=_PROPERTIES)

@@ -18,7 +18,17 @@ from typer.testing import CliRunner
 from heap_extension.command import app as command_line
 from heap_ingest.capture.pack import pack_events
 from heap_ingest.capture.parse import Origin
-from heap_ingest.messages import Event, EventMessage, EventsMessage, decode, encode, find_partition, message_key
+from heap_ingest.messages import (
+    CapturedEvent,
+    CapturedMessage,
+    Event,
+    EventMessage,
+    EventsMessage,
+    decode,
+    encode,
+    find_partition,
+    message_key,
+)
 from tests.ingest.conftest import drained, running
 from tests.ingest.log import APP, NOON, Log, events, stored_ids
 from tests.waiting import until
@@ -26,13 +36,14 @@ from tests.waiting import until
 _ORIGIN = Origin("shop", NOON, ip="192.0.2.1", user_agent='a "browser"')
 _EVENTS = st.lists(
     st.builds(
-        Event,
+        CapturedEvent,
         user_id=st.integers(-(2**63), 2**63 - 1) | st.integers(0, 3),
         time=st.datetimes(datetime(1970, 1, 1), timezones=st.just(UTC)),
         event_id=st.integers(-(2**63), 2**63 - 1),
         type=st.text(max_size=5),
         session_id=st.none() | st.integers(0, 9),
-        columns=st.dictionaries(st.sampled_from(["path", "title"]), st.text(max_size=5)),
+        path=st.none() | st.text(max_size=5),
+        title=st.none() | st.text(max_size=5),
         properties=st.dictionaries(
             st.text(max_size=3), st.none() | st.integers(0, 9) | st.text(max_size=3), max_size=2
         ),
@@ -41,16 +52,18 @@ _EVENTS = st.lists(
     max_size=20,
 )
 
+_COMMON = ("user_id", "time", "event_id", "type", "session_id")
+
 
 @given(given_events=_EVENTS, partitions=st.none() | st.integers(1, 9), size=st.integers(1, 2_000) | st.just(1_000_000))
-def test_what_is_packed_is_what_is_read(given_events: list[Event], partitions: int | None, size: int) -> None:
+def test_what_is_packed_is_what_is_read(given_events: list[CapturedEvent], partitions: int | None, size: int) -> None:
     packed = list(pack_events([(e.user_id, encode(e)) for e in given_events], _ORIGIN, partitions, size))
-    of_user: defaultdict[int, list[Event]] = defaultdict(list)
+    of_user: defaultdict[int, list[CapturedEvent]] = defaultdict(list)
     places: defaultdict[int, set[tuple[bytes | None, int]]] = defaultdict(set)
     for key, value, partition in packed:
         message = decode(value)
-        assert isinstance(message, EventsMessage)
-        assert message == EventsMessage(
+        assert isinstance(message, CapturedMessage)
+        assert message == CapturedMessage(
             app="shop", received_at=NOON, ip="192.0.2.1", user_agent='a "browser"', events=message.events
         )
         assert len(message.events) == 1 or len(msgspec.json.encode(message.events)) - 2 <= size
@@ -68,14 +81,27 @@ def test_what_is_packed_is_what_is_read(given_events: list[Event], partitions: i
 
 
 @given(given_events=_EVENTS)
-def test_an_event_by_itself_says_what_it_said_among_others(given_events: list[Event]) -> None:
-    message = EventsMessage(app="shop", received_at=NOON, ip="::1", events=given_events)
-    for position, event in enumerate(given_events):
-        single = decode(encode(message.single(position)))
-        assert isinstance(single, EventMessage)
-        assert (single.app, single.received_at, single.ip, single.user_agent) == ("shop", NOON, "::1", None)
-        for name in Event.__struct_fields__:
-            assert getattr(single, name) == getattr(event, name)
+def test_an_event_by_itself_says_what_it_said_among_others(given_events: list[CapturedEvent]) -> None:
+    """Also among those of a server of before, which wrote columns as an object."""
+    columns = [{name: getattr(event, name) for name in ("path", "title")} for event in given_events]
+    columns = [{name: text for name, text in texts.items() if text is not None} for texts in columns]
+    common = [{name: getattr(event, name) for name in _COMMON} for event in given_events]
+    of_before = [
+        Event(**fields, columns=texts, properties=event.properties or {})
+        for fields, texts, event in zip(common, columns, given_events, strict=True)
+    ]
+    for message in (
+        CapturedMessage(app="shop", received_at=NOON, ip="::1", events=given_events),
+        EventsMessage(app="shop", received_at=NOON, ip="::1", events=of_before),
+    ):
+        read = decode(encode(message))
+        assert isinstance(read, CapturedMessage | EventsMessage)
+        for position, event in enumerate(given_events):
+            single = decode(encode(read.single(position)))
+            assert single == EventMessage(
+                app="shop", received_at=NOON, ip="::1", **common[position], columns=columns[position],
+                properties=event.properties or {},
+            )  # fmt: skip
 
 
 def test_a_message_of_several_users_goes_where_each_of_them_has_theirs(log: Log) -> None:
@@ -124,23 +150,30 @@ _OF_0_4 = (
     b'"2026-01-15T12:00:01Z","event_id":11,"type":"click","session_id":3,"columns":{"path":"/a"},"properties":{"n":[1]},'
     b'"ip":"192.0.2.1","user_agent":"Mozilla/5.0"}'
 )
+_OF_0_5 = (
+    b'{"kind":"events","app":"ingested","received_at":"2026-01-15T12:00:01Z","ip":"192.0.2.1","user_agent":"Mozilla/5.0"'
+    b',"events":[{"user_id":7,"time":"2026-01-15T12:00:00.25Z","event_id":12,"type":"click","session_id":3,"columns":'
+    b'{"path":"/a"},"properties":{"n":[1]}},{"user_id":8,"time":"2026-01-15T12:00:00Z","event_id":13,"type":"view"}]}'
+)
 
 
 def test_messages_of_before_are_read_as_ever_and_those_of_later_kept(
     dsn: str, owner: psycopg.Connection[Any], log: Log
 ) -> None:
     """What only a server of another version could have made is buried whole, and what follows is stored."""
-    of_later = b'{"kind":"events","app":"ingested","received_at":"2026-01-15T12:00:01Z","events":[{"user_id":1}]}'
+    of_later = b'{"kind":"captured","app":"ingested","received_at":"2026-01-15T12:00:01Z","events":[{"user_id":1}]}'
     log.send_raw(_OF_0_4, b"ingested:7")
+    log.send_raw(_OF_0_5)
     log.send_raw(of_later)
     log.send_together(events(3))
     log.flush()
     with running(dsn, log):
         drained(owner, log)
-    assert stored_ids(owner) == [1, 2, 3, 11]
-    columns = "user_id, time, event_id, session_id, type, path, properties"
-    row = owner.execute(f"SELECT {columns} FROM {APP}.events WHERE event_id = 11").fetchone()
-    assert row == (7, NOON.replace(microsecond=250_000), 11, 3, "click", "/a", {"n": [1]})
+    assert stored_ids(owner) == [1, 2, 3, 11, 12, 13]
+    columns = "event_id, user_id, time, session_id, type, path, properties"
+    rows = owner.execute(f"SELECT {columns} FROM {APP}.events WHERE event_id > 10 ORDER BY event_id").fetchall()
+    same = (7, NOON.replace(microsecond=250_000), 3, "click", "/a", {"n": [1]})
+    assert rows == [(11, *same), (12, *same), (13, 8, NOON, None, "view", None, {})]
     ((buried, headers),) = log.buried()
     assert buried == of_later
     assert "position" not in headers

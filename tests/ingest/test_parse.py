@@ -7,9 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heap_extension.importer import FileReader, ImportMapping, Rejections
@@ -23,12 +22,13 @@ from heap_ingest.capture.parse import (
     Origin,
     Parsed,
     RefusedError,
+    _EventReader,
     clock_correction,
     parse_body,
     parse_identify,
     parse_items,
 )
-from heap_ingest.messages import Event, EventMessage, IdentifyMessage, Message, UserMessage, decode
+from heap_ingest.messages import EventMessage, IdentifyMessage, Message, UserMessage, decode
 from tests.ingest.log import unpacked
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -41,17 +41,20 @@ def _parse(content: Any, kind: type[Message] = EventMessage, **origin: Any) -> P
     return parse_items(kind, parse_body(body, listed), Origin("shop", NOW, **origin), Limits())
 
 
-def _taken(parsed: Parsed) -> list[Event]:
-    return [msgspec.json.decode(value, type=Event) for _, value in parsed.events]
+def _taken(parsed: Parsed) -> list[EventMessage]:
+    """The events as the sink reads them."""
+    head = b'{"kind":"captured","app":"shop","received_at":"2026-03-01T12:00:00Z","events":['
+    messages = [unpacked(head + value + b"]}") for _, value in parsed.events]
+    return [event for (event,) in messages if isinstance(event, EventMessage)]
 
 
-def _events(*events: dict[str, Any], **origin: Any) -> list[Event]:
+def _events(*events: dict[str, Any], **origin: Any) -> list[EventMessage]:
     parsed = _parse({"events": list(events)}, **origin)
     assert parsed.rejected == []
     return _taken(parsed)
 
 
-def _event(**fields: Any) -> Event:
+def _event(**fields: Any) -> EventMessage:
     (event,) = _events({"type": "click", "user_id": 1, "time": NOON, **fields})
     return event
 
@@ -106,13 +109,92 @@ def test_users_ids_times_and_fields_are_those_of_heap_import(
         assert kept == {name: value for name, value in row.properties.items() if value is not None}
 
 
-@given(events=st.lists(_FIELDS | st.just({"type": ""}) | st.just({}), max_size=5))
-def test_both_ways_to_read_a_batch_say_the_same(events: list[dict[str, Any]]) -> None:
-    """What the typed decoder takes, an array without an object around it, the tolerant one takes alike."""
-    typed, tolerant = _parse({"events": events}), _parse(events)
-    assert typed.rejected == tolerant.rejected
-    assert _taken(typed) == _taken(tolerant)
-    assert [user_id for user_id, _ in typed.events] == [event.user_id for event in _taken(typed)]
+_USUAL = st.fixed_dictionaries(
+    {
+        "type": st.sampled_from(["click", "change", "purchase"]),
+        "user_id": st.integers(0, 3) | st.sampled_from(["ann", "7"]),
+        "time": st.sampled_from([NOON, "2026-01-02T03:04:05.25+01:00"]),
+    },
+    optional={
+        "event_id": st.integers(0, 9) | st.just("order-7"),
+        "anonymous_id": st.just("b1946"),
+        "session_id": st.integers(0, 9) | st.just("s-1"),
+        "target_tag": st.sampled_from(["button", "INPUT", "a"]),
+        "path": st.just("/a"),
+        "properties": st.dictionaries(st.sampled_from(["plan", "n"]), st.integers() | _TEXT | st.none(), max_size=2),
+    },
+)
+_ODD: list[dict[str, Any]] = [
+    *({"type": value} for value in (None, "", "x" * 201)),
+    *({"user_id": value} for value in (None, "", 2**63, -(2**63) - 1, "x" * 201)),
+    *({"anonymous_id": value} for value in ("", 7, "4111111111111111")),
+    *({"user_id": None, "anonymous_id": value} for value in ("", 7, "x" * 201)),
+    *({"time": value} for value in (
+        None, "soon", "x", "2026-03-02T12:00:01Z", "2026-03-02T13:00:01+01:00", "1969-12-31T23:59:59Z", "20260102",
+        "0001-01-01T00:00:00Z", "2026-01-02T03:04:05", "2026-01-02", "1767323045", 1767323045, 1767323045000.5,
+        "2026-01-02T03:04:05.1234567Z", "9999-12-31T23:59:59Z",
+    )),
+    *({"time": None, "event_id": value} for value in (1, "", None)),
+    *({"event_id": value} for value in (None, "", 2**63, "x" * 201)),
+    *({"session_id": value} for value in (None, "", 2**63, "x" * 201)),
+    *({"target_text": value} for value in ("4111 1111 1111 1111", "4111 1111 1111 1112", "4111\n1111 1111 1111")),
+    *({"hierarchy": value} for value in ("@a;[name=x];|", "@input;[value=x];|", "@div;[contenteditable=true];|")),
+    {"target_tag": "div", "target_text": "typed", "hierarchy": "@div;[contenteditable=true];|"},
+    {"target_tag": "INPUT", "target_text": "typed"},
+    {"target_tag": "INPUT", "target_text": "Go", "hierarchy": "@input;[type=submit];|"},
+    *({"href": value} for value in ("/?q=1", "/?password=1", "x" * 8_193)),
+    *({"properties": {name: 1}} for name in ("value", "password", "x" * 201)),
+    *({"type": "purchase", "target_tag": None, "properties": {name: 1}} for name in ("value", "password")),
+    *({"properties": {"plan": value}} for value in (
+        "4111111111111111", "x" * 8_193, 1.5, True, {"cvv": 1}, {"n": 1}, ["4111111111111111"], [[[[[[[[1]]]]]]]],
+    )),
+    {"type": "purchase", "target_tag": None, "properties": {"plan": "4111111111111111"}},
+    *({"properties": {str(number): number for number in range(count)}} for count in (250, 251)),
+    {"anonymous_id": "b", "properties": {str(number): number for number in range(250)}},
+    {"properties": {str(number): "x" * 8_000 for number in range(9)}},
+    {"title": "\\N\t\n"}, {"path": None}, {"plan": "pro"},
+]  # fmt: skip
+"""What makes an event another one than the usual, each by itself."""
+
+
+def _alike_together_and_alone(events: list[dict[str, Any]], correction: timedelta = timedelta()) -> None:
+    """An array without an object around it is read by the tolerant decoder, and its events are taken one by one."""
+    together, alone = _parse({"events": events}, correction=correction), _parse(events, correction=correction)
+    assert together.rejected == alone.rejected
+    assert _taken(together) == _taken(alone)
+    assert together.redacted == alone.redacted
+    assert [user_id for user_id, _ in together.events] == [event.user_id for event in _taken(alone)]
+
+
+@pytest.mark.parametrize("odd", _ODD)
+def test_an_odd_event_is_taken_together_with_others_as_alone(odd: dict[str, Any]) -> None:
+    usual = {"type": "click", "user_id": 1, "time": NOON, "event_id": 1, "properties": {"plan": "pro"}}
+    other = {**usual, "type": "purchase", "event_id": 2, "properties": {"value": 10}}
+    for batch in ([{**usual, **odd}], [usual, {**usual, **odd}, usual], [other, {**usual, **odd}, {**other, **odd}]):
+        _alike_together_and_alone(batch)
+    for correction in (timedelta(days=2), timedelta(minutes=-7)):
+        _alike_together_and_alone([usual, {**usual, **odd}], correction)
+    _alike_together_and_alone([{**usual, "event_id": None}] * 2 + [{**usual, **odd}])
+
+
+@given(
+    events=st.lists(
+        _FIELDS | _USUAL | st.tuples(_USUAL, st.sampled_from(_ODD)).map(lambda both: both[0] | both[1]), max_size=5
+    ),
+    correction=st.sampled_from([timedelta(), timedelta(minutes=7), -timedelta(days=800_000)]),
+)
+@settings(max_examples=300)
+def test_events_taken_together_are_those_taken_one_by_one(events: list[dict[str, Any]], correction: timedelta) -> None:
+    _alike_together_and_alone(events, correction)
+
+
+@given(events=st.lists(_USUAL.filter(lambda event: event.get("properties") != {}), min_size=1, max_size=5))
+def test_usual_events_are_taken_together(events: list[dict[str, Any]]) -> None:
+    """What would be right one by one, too, only slower: nothing of them may need that."""
+    body = parse_body(json.dumps({"events": events}).encode(), "events")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_EventReader, "message", None)
+        assert len(parse_items(EventMessage, body, Origin("shop", NOW), Limits()).events) == len(events)
 
 
 @given(events=st.lists(_FIELDS.map(lambda event: {**event, "event_id": None}), min_size=1, max_size=6))

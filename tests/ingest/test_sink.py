@@ -7,8 +7,10 @@ from typing import Any
 
 import psycopg
 import pytest
+from confluent_kafka import Consumer, Message, Producer
 
-from heap_ingest.messages import EventMessage, UserMessage
+from heap_ingest.broker import Broker
+from heap_ingest.messages import EventMessage, UserMessage, encode
 from heap_ingest.sink import LogMissingError, Sink
 from tests.ingest.conftest import QUICK, drained, running
 from tests.ingest.log import APP, NOON, Log, events, stored_ids
@@ -100,6 +102,55 @@ def test_poison_is_buried_with_its_reason_and_the_rest_is_stored(
     assert owner.execute(
         "SELECT sum(stored), sum(dead) FROM heap.ingest_offset WHERE topic = %s", (log.topic,)
     ).fetchone() == (306, 6)
+
+
+def test_what_kafkas_client_skips_is_read_again(
+    dsn: str, owner: psycopg.Connection[Any], log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that loses messages, at the beginning of a partition and later, loses none of them for good."""
+    lost: set[tuple[int | None, int | None]] = set()
+
+    class Losing(Consumer):
+        def consume(self, *arguments: Any) -> list[Message]:
+            messages = super().consume(*arguments)
+            if len(lost) < 3 and len(messages) > 20:
+                place = messages[0].partition(), messages[0].offset()
+                if place not in lost:
+                    lost.add(place)
+                    del messages[:3]
+            return messages
+
+    monkeypatch.setattr("heap_ingest.sink.Consumer", Losing)
+    lines: list[str] = []
+    log.send(events(2_000))
+    log.flush()
+    with running(dsn, log, lines, batch=300) as sink:
+        drained(owner, log)
+    assert len(lost) == 3
+    assert 0 in {offset for _, offset in lost}
+    assert stored_ids(owner) == list(range(1, 2_001))
+    assert sum("reading again" in line for line in lines) == 3
+    assert sink.metrics.registry.get_sample_value("heap_sink_failures_total", {"cause": "gap"}) == 3
+
+
+def test_offsets_of_a_producers_transactions_are_no_gap(
+    dsn: str, owner: psycopg.Connection[Any], broker: Broker
+) -> None:
+    """Kafka keeps markers in the log, which nobody is given."""
+    log = Log(broker, partitions=1)
+    sent = list(events(4))
+    producer = Producer({"bootstrap.servers": broker.bootstrap_servers, "transactional.id": log.topic, "log_level": 0})
+    producer.init_transactions(30)
+    for event in sent[:2]:
+        producer.begin_transaction()
+        producer.produce(log.topic, encode(event), b"k")
+        producer.commit_transaction(30)
+    log.send(sent[2:])
+    log.flush()
+    with running(dsn, log):
+        drained(owner, log)
+    assert log.length() == 6
+    assert stored_ids(owner) == [1, 2, 3, 4]
 
 
 def test_the_latest_value_of_a_property_stays_whatever_arrives_last(

@@ -47,7 +47,7 @@ _GROUPS: list[tuple[str, Callable[[_Session], Any]]] = [
 ]  # fmt: skip
 
 
-def sessions(events: Sequence[Event]) -> list[_Session]:
+def naive_sessions(events: Sequence[Event]) -> list[_Session]:
     """The sessions of the events, each in order."""
     found: dict[tuple[int, int], _Session] = {}
     for event in sorted(events, key=lambda event: event.order):
@@ -96,7 +96,7 @@ def test_sessions_equal_the_oracle(asked: psycopg.Connection[Any], data: st.Data
         rows = asked.execute("SELECT * FROM heap.sessions(%s)", (statement,)).fetchall()
     finally:
         asked.rollback()
-    found = sessions([event for event in events if keeps(event) and start <= event.time < end])
+    found = naive_sessions([event for event in events if keeps(event) and start <= event.time < end])
     groups = {group(session) for session in found} if grouped else {None}
     buckets = {row[0] for row in rows}
     assert len(rows) == len(groups) * len(buckets), statement

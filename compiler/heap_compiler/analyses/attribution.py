@@ -17,9 +17,10 @@ from heap_compiler import syntax
 from heap_compiler.activity import of_users
 from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
-from heap_compiler.bound import BoundEvent, GroupKey
+from heap_compiler.bound import BoundEvent, Choice, GroupKey
 from heap_compiler.errors import HeapError
 from heap_compiler.groups import event_values, group_columns, group_key, group_values
+from heap_compiler.passes.choose_strategy import choose_counting
 from heap_compiler.predicates import number_of, property_text
 from heap_compiler.ranges import BEGINNING, TimeRange, window
 from heap_compiler.scan import EVENT_ORDER, distinct_events, scans
@@ -40,6 +41,7 @@ from heap_compiler.sql import (
     union_all,
     with_ctes,
 )
+from heap_compiler.strategies.kernels import SLICE, Reads, kernel_column, kernel_query, microseconds
 
 __all__ = ["ANALYSIS", "AttributionPlan"]
 
@@ -56,17 +58,20 @@ _ROW = (
 
 @dataclass(frozen=True, slots=True)
 class AttributionPlan:
-    """A bound attribution. `value` is what is credited beside the conversions themselves, such as an amount."""
+    """A bound attribution. `value` is what is credited beside the conversions themselves, such as an amount; where
+    `any_touches`, any event can be a touch, conversions too."""
 
     schema: str
     conversion: BoundEvent
     value: exp.Expr | None
     touch: BoundEvent
+    any_touches: bool
     keys: tuple[GroupKey, ...]
     model: syntax.Model
     window: timedelta
     converted: TimeRange
     users: exp.Query | None
+    choice: Choice
 
     @property
     def groups(self) -> list[str]:
@@ -97,18 +102,21 @@ def bind_attribution(statement: syntax.AnalysisStatement, binder: Binder) -> Att
         keys.append(GroupKey(binder.name_of(of), False, property_text(of, of_user=False)))
     model, touches = binder.clause(syntax.TouchModel), binder.clause(syntax.Touches)
     within = binder.clause(syntax.Within)
+    converts = binder.event(conversion)
+    any_event = syntax.AnyEvent(span=statement.span)
+    touch = binder.event(any_event, "any") if touches is None else binder.event(touches.event)
     return AttributionPlan(
         schema=binder.catalog.schema,
-        conversion=binder.event(conversion),
+        conversion=converts,
         value=value,
-        touch=binder.event(syntax.AnyEvent(span=statement.span), "any")
-        if touches is None
-        else binder.event(touches.event),
+        touch=touch,
+        any_touches=touches is None,
         keys=tuple(keys),
         model="last" if model is None else model.model,
         window=_DEFAULT_WINDOW if within is None else window(within.duration),
         converted=binder.time_range,
         users=binder.users,
+        choice=choose_counting([converts, touch], binder.catalog),
     )
 
 
@@ -128,7 +136,85 @@ def lower_attribution(plan: AttributionPlan) -> exp.Query:
         "credited",
         order_by=[exp.Ordered(this=credit.copy(), desc=True, nulls_first=False), column("group_values")],
     )
+    if plan.choice.vector:
+        return with_ctes(query, [("kernel", _kernel(plan)), ("credited", _credited_by_kernels(plan))])
     return with_ctes(query, [("credited", _credited(plan))])
+
+
+def _kernel(plan: AttributionPlan) -> exp.Select:
+    """Per shard, group and number of touches a row `totals` of type heap._kernel_totals."""
+    reads = Reads(plan.schema)
+    shards = plan.choice.shards
+    conversions, touches = attribution_sources(plan)
+    values = event_values(plan.keys)
+    amount = {} if plan.value is None else {"value": cast(plan.value, "text")}
+    specification = {
+        "schema": plan.schema,
+        "conversions": reads.selection(plan.conversion, plan.converted, conversions, shards=shards, values=amount),
+        "touches": reads.selection(
+            plan.touch,
+            plan.touched,
+            touches,
+            shards=shards,
+            values=values,
+            extra=[_has_value(values.values())],
+            ordered=False,
+        ),
+        "are_touches": plan.any_touches,
+        "model": plan.model,
+        "window": microseconds(plan.window),
+        **reads.population((), plan.users),
+        "slice": SLICE,
+    }
+    return kernel_query("heap._attribution_kernel", specification, reads)
+
+
+def _credited_by_kernels(plan: AttributionPlan) -> exp.Select:
+    """What `_credited` gives, from kernels, whose buckets are numbers of touches: negative for touches that are neither
+    the first nor the last, 0 for the users."""
+    touches, inside = column("touches"), exp.LT(this=column("touches"), expression=number(0))
+    totals = select(
+        [
+            named(kernel_column("group_values"), "group_values"),
+            named(kernel_column("counts", 1), "credits"),
+            named(kernel_column("value"), "value"),
+            named(kernel_column("bucket"), "touches"),
+        ],
+        "kernel",
+    )
+    each = select(
+        [
+            exp.Star(),
+            named(number(1), "low"),
+            named(function("greatest", function("abs", touches), number(1)), "high"),
+            named(exp.Case(ifs=[exp.If(this=inside, true=number(2))], default=number(1)), "at"),
+        ],
+        subquery(totals, "totals"),
+    )
+    weighted = select([exp.Star(), named(_weight(plan.model), "weight")], subquery(each, "each_credit"))
+    of_users = exp.Where(this=exp.EQ(this=column("touches"), expression=number(0)))
+    of_touches = exp.Where(this=exp.NEQ(this=column("touches"), expression=number(0)))
+    sums: dict[str, exp.Expr] = {"conversions": column("credits")}
+    if plan.value is not None:
+        sums["value"] = column("value")
+    return select(
+        [
+            column("group_values"),
+            named(cast(exp.Filter(this=exp.Sum(this=column("credits")), expression=of_users), "bigint"), "users"),
+            *(
+                named(
+                    exp.Filter(
+                        this=exp.Sum(this=exp.Mul(this=column("weight"), expression=part)),
+                        expression=of_touches.copy(),
+                    ),
+                    name,
+                )
+                for name, part in sums.items()
+            ),
+        ],
+        subquery(weighted, "weighted"),
+        group_by=[column("group_values")],
+    )
 
 
 def _rounded(value: exp.Expr) -> exp.Expr:
@@ -305,10 +391,15 @@ def _touching_events(plan: AttributionPlan) -> exp.Query:
     converted = union_all(
         scans(plan.schema, plan.conversion, plan.converted, user, alias="converting_users", extra=of_users(plan.users))
     )
-    extra = [any_of([is_set(value.copy()) for value in values.values()]), *of_users(converted)]
+    extra = [_has_value(values.values()), *of_users(converted)]
     return distinct_events(
         plan.schema, plan.touch, plan.touched, {**columns, **values}, alias="touch_events", extra=extra
     )
+
+
+def _has_value(values: Iterable[exp.Expr]) -> exp.Expr:
+    """The event has one of the values at least."""
+    return any_of([is_set(value.copy()) for value in values])
 
 
 def _converting(plan: AttributionPlan) -> exp.Select:
@@ -362,4 +453,5 @@ ANALYSIS = Analysis(
     bind=bind_attribution,
     lower=lower_attribution,
     sources=attribution_sources,
+    strategy=lambda plan: plan.choice.strategy,
 )

@@ -15,8 +15,16 @@ from heap_compiler import syntax
 from heap_compiler.activity import bucket_of, of_users
 from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
-from heap_compiler.bound import BoundEvent, GroupKey
-from heap_compiler.durations import each_of, interval, quantile, seconds
+from heap_compiler.bound import BoundEvent, Choice, GroupKey
+from heap_compiler.durations import (
+    average_duration,
+    duration_quantiles,
+    each_of,
+    interval,
+    joined_durations,
+    quantile,
+    seconds,
+)
 from heap_compiler.groups import (
     event_values,
     fold_groups,
@@ -26,7 +34,9 @@ from heap_compiler.groups import (
     group_values,
     join_user_values,
     shown_groups,
+    top_groups,
 )
+from heap_compiler.passes.choose_strategy import choose_counting
 from heap_compiler.ranges import TimeRange, bucket_starts
 from heap_compiler.scan import EVENT_ORDER, distinct_events
 from heap_compiler.sql import (
@@ -34,6 +44,7 @@ from heap_compiler.sql import (
     any_of,
     cast,
     column,
+    function,
     is_set,
     join,
     named,
@@ -46,6 +57,8 @@ from heap_compiler.sql import (
     text,
     with_ctes,
 )
+from heap_compiler.strategies.counting import counted_by_kernels
+from heap_compiler.strategies.kernels import SLICE, Reads, instants, kernel_column, kernel_query
 
 __all__ = ["ANALYSIS", "SessionsPlan"]
 
@@ -72,6 +85,12 @@ class SessionsPlan:
     users: exp.Query | None
     group_keys: tuple[GroupKey, ...]
     top: int | None
+    choice: Choice
+
+    @property
+    def bounds(self) -> tuple[datetime, ...]:
+        """Where the buckets begin: the range is one where there are none."""
+        return self.buckets or (self.read.start,)
 
 
 def bind_sessions(statement: syntax.AnalysisStatement, binder: Binder) -> SessionsPlan:
@@ -79,28 +98,43 @@ def bind_sessions(statement: syntax.AnalysisStatement, binder: Binder) -> Sessio
     by = binder.clause(syntax.By)
     zone = binder.catalog.time_zone
     buckets = [] if by is None else bucket_starts(binder.time_range, by.unit, zone, by.span)
+    event = binder.event(syntax.AnyEvent(span=statement.span), "any")
     return SessionsPlan(
         schema=binder.catalog.schema,
-        event=binder.event(syntax.AnyEvent(span=statement.span), "any"),
+        event=event,
         read=binder.time_range,
         buckets=tuple(buckets),
         users=binder.users,
         group_keys=binder.session_group_keys,
         top=binder.top,
+        choice=choose_counting([event], binder.catalog, known=len(event.alternatives) == 1),
     )
 
 
 def lower_sessions(plan: SessionsPlan) -> exp.Query:
     """One row per bucket and group."""
     ctes: list[tuple[str, exp.Query]] = []
-    if plan.top is not None:
+    if plan.choice.vector:
+        if plan.top is not None:
+            sizes = counted_by_kernels("bucket_number", {"sessions": 1}, plan.group_keys, kernel="kernel_of_all")
+            ctes += [("kernel_of_all", _kernel(plan, whole=True)), ("sizes", sizes)]
+            ctes.append(("top_groups", top_groups("sizes", exp.Sum(this=column("sessions")), plan.top)))
+        ctes.append(("kernel", _kernel(plan)))
+    elif plan.top is not None:
         ctes.append(("top_groups", _top_groups(plan, plan.top)))
-    ctes.append(("counted", _counted(plan)))
-    buckets = numbered_times(plan.buckets or (plan.read.start,), "buckets", time="bucket", number="bucket_number")
+    ctes.append(("counted", _counted_by_kernels(plan) if plan.choice.vector else _counted(plan)))
+    buckets = numbered_times(plan.bounds, "buckets", time="bucket", number="bucket_number")
     same = exp.EQ(this=column("bucket_number", "counted"), expression=column("bucket_number", "buckets"))
     groups, has_other = shown_groups(plan.group_keys, "counted"), plan.top is not None
     sessions = exp.Coalesce(this=column("sessions", "counted"), expressions=[number(0)])
     users = exp.Coalesce(this=column("users", "counted"), expressions=[number(0)])
+    average: exp.Expr = column("average_seconds", "durations")
+    median: exp.Expr = column("median_seconds", "durations")
+    durations = [join(_durations(), kind="CROSS")]
+    if plan.choice.vector:
+        average = average_duration(column("seconds", "counted"))
+        median = duration_quantiles(column("seconds", "counted"), "0.5")
+        durations = []
     query = select(
         [
             named(column("bucket", "buckets") if plan.buckets else cast(exp.Null(), "timestamptz"), "bucket"),
@@ -108,15 +142,15 @@ def lower_sessions(plan: SessionsPlan) -> exp.Query:
             named(cast(sessions, "bigint"), "sessions"),
             named(cast(users, "bigint"), "users"),
             named(share(column("events", "counted"), column("sessions", "counted")), "events_per_session"),
-            named(interval(column("average_seconds", "durations")), "average_duration"),
-            named(interval(column("median_seconds", "durations")), "median_duration"),
+            named(interval(average), "average_duration"),
+            named(interval(median), "median_duration"),
             named(share(column("bounces", "counted"), column("sessions", "counted")), "bounce_rate"),
         ],
         buckets,
         joins=[
             *groups.joins,
             join(exp.table_("counted"), [same, *groups.matching("counted")], kind="LEFT"),
-            join(_durations(), kind="CROSS"),
+            *durations,
         ],
         order_by=[
             column("bucket_number", "buckets"),
@@ -124,6 +158,47 @@ def lower_sessions(plan: SessionsPlan) -> exp.Query:
         ],
     )
     return with_ctes(query, [*ctes, *groups.ctes])
+
+
+def _kernel(plan: SessionsPlan, *, whole: bool = False) -> exp.Select:
+    """Per shard, bucket and group a row `totals` of type heap._kernel_totals; or `whole`, of the range as one bucket
+    and of all groups, also where only the `top_groups` are asked for."""
+    reads = Reads(plan.schema)
+    (alias,) = sessions_sources(plan)
+    of_events = [key for key in plan.group_keys if not key.of_user]
+    values = {
+        name: value if key.page is None else exp.Case(ifs=[exp.If(this=_is_pageview(), true=value)])
+        for key, (name, value) in zip(of_events, event_values(plan.group_keys).items(), strict=True)
+    }
+    specification = {
+        "schema": plan.schema,
+        "events": reads.selection(
+            plan.event,
+            plan.read,
+            alias,
+            shards=plan.choice.shards,
+            values=values,
+            extra=[is_set(column("session_id"))],
+            ordered=False,
+        ),
+        "pages": [key.page for key in of_events],
+        "bounds": instants([plan.read.start] if whole else plan.bounds),
+        "top": None,
+        **reads.population(plan.group_keys, plan.users),
+        "slice": SLICE,
+    }
+    computed = {}
+    if plan.top is not None and not whole:
+        each = function("to_jsonb", column("group_values"))
+        computed["top"] = exp.Subquery(this=select([function("jsonb_agg", each)], "top_groups"))
+    return kernel_query("heap._sessions_kernel", specification, reads, computed)
+
+
+def _counted_by_kernels(plan: SessionsPlan) -> exp.Select:
+    """What `_counted` gives, from kernels, with microseconds as bytes instead of an array of seconds."""
+    counts = {name: index for index, name in enumerate(("sessions", "users", "events", "bounces"), start=1)}
+    counted = counted_by_kernels("bucket_number", counts, plan.group_keys)
+    return counted.select(named(joined_durations(kernel_column("durations")), "seconds"), copy=False)
 
 
 def _durations() -> exp.Lateral:
@@ -216,10 +291,9 @@ def _gives_group(key: GroupKey) -> exp.Expr:
 
 def _events(plan: SessionsPlan) -> exp.Query:
     """The events that belong to a session. Where a group is read off one of them, they are numbered in it."""
-    is_pageview = exp.EQ(this=column("type"), expression=text("pageview"))
     columns = {
         **{name: column(name) for name in (*EVENT_ORDER, "session_id")},
-        "is_pageview": is_pageview,
+        "is_pageview": _is_pageview(),
         **event_values(plan.group_keys),
     }
     in_session = [is_set(column("session_id")), *of_users(plan.users)]
@@ -235,6 +309,10 @@ def _events(plan: SessionsPlan) -> exp.Query:
     if "exit" in pages:
         numbers.append(named(_over_session(_count_where(column("is_pageview")), ordered=False), "all_pageviews"))
     return select([exp.Star(), *numbers], subquery(events, "session_event"))
+
+
+def _is_pageview() -> exp.Expr:
+    return exp.EQ(this=column("type"), expression=text("pageview"))
 
 
 def _over_session(aggregate: exp.Expr, *, ordered: bool) -> exp.Window:
@@ -258,4 +336,5 @@ ANALYSIS = Analysis(
     bind=bind_sessions,
     lower=lower_sessions,
     sources=sessions_sources,
+    strategy=lambda plan: plan.choice.strategy,
 )

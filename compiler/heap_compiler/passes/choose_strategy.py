@@ -20,7 +20,8 @@ LOOKUP_COST = 8
 """The same where SQL probes indexes that are in memory, against events that SQL merges: 4 us to 8 us against 0.7 us."""
 
 KERNEL_COST = 1_200
-"""Calling the kernel of one shard costs about as much as merging this many events in SQL: 1 ms of processor time, at 0.7 us to 2 us an event."""
+"""Calling the kernel of one shard costs about as much as merging this many events in SQL: 1 ms of processor time, at
+0.7 us to 2 us an event."""
 
 COUNTING_COST = 100
 """The same for a kernel that counts users by bucket: SQL takes longer there, and plans as long."""
@@ -35,7 +36,7 @@ def choose_strategy(sequence: Sequence) -> Sequence:
         size if size is None or step.driver is None else min(size, LOOKUP_COST * (sizes[step.driver] or 0))
         for step, size in zip(driven.steps, sizes, strict=True)
     ]
-    vector, reason = _for_kernels(sizes, work, sequence.shards, sequence.asked, cost, known=sequence.is_linear)
+    vector, reason = _for_kernels(sizes, work, sequence.shards, sequence.asked, cost)
     return replace(driven, vector=vector, reason=reason)
 
 
@@ -53,7 +54,7 @@ def choose_counting(events: Iterable[BoundEvent], catalog: Catalog, *, known: bo
 
 
 def _for_kernels(
-    sizes: list[int | None], work: list[int | None], shards: int, asked: Strategy, cost: int, *, known: bool
+    sizes: list[int | None], work: list[int | None], shards: int, asked: Strategy, cost: int, *, known: bool = True
 ) -> tuple[bool, str]:
     """Whether kernels are there, know every rule, and spare SQL more than `cost` events, or nobody knows; and why.
 

@@ -6,21 +6,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from sqlglot import exp
 
 from heap_compiler.bound import EVERY_EVENT, Alternative, BoundEvent, GroupKey
 from heap_compiler.groups import group_columns, user_values
 from heap_compiler.ranges import TimeRange
-from heap_compiler.scan import EVENT_ORDER, Scan, matching, scans, scans_in
+from heap_compiler.scan import EVENT_ORDER, matching, scans
 from heap_compiler.sql import (
     all_of,
     cast,
     column,
+    copied,
     function,
     named,
     number,
@@ -30,11 +31,12 @@ from heap_compiler.sql import (
     text,
     union_all,
     walk,
+    written,
 )
 
 __all__ = [
     "SLICE",
-    "KernelCall",
+    "Packable",
     "Reads",
     "instants",
     "kernel_calls",
@@ -51,31 +53,38 @@ _MARK = "\0"
 """Marks the names of the app's tables in a read: no text of PostgreSQL has this character."""
 
 
-@dataclass(frozen=True, slots=True)
-class KernelCall:
-    """What a kernel reads: its scans, and its queries over the app's tables."""
+class Packable(NamedTuple):
+    """A read of events that packs serve where there are any: the scan's alias, and the condition that names them."""
 
-    scans: tuple[Scan, ...]
-    queries: tuple[str, ...]
+    alias: str
+    condition: str
 
 
-def kernel_calls(query: exp.Query) -> list[KernelCall]:
-    """Every call of a kernel in the query."""
+def kernel_calls(query: exp.Query) -> list[Reads]:
+    """What each kernel reads that the query calls."""
     return [part.meta["kernel"] for part in walk(query) if type(part) is exp.Select and "kernel" in part.meta]
 
 
-def kernel_query(kernel: str, specification: Mapping[str, object], reads: Reads) -> exp.Select:
+def kernel_query(
+    kernel: str, specification: Mapping[str, object], reads: Reads, computed: Mapping[str, exp.Expr] | None = None
+) -> exp.Select:
     """Rows `totals` of that kernel of every shard.
 
     Args:
         kernel: the SQL function's name.
         specification: what it is asked for.
         reads: through which the specification was made.
+        computed: what else is in it, of type jsonb, that the query computes.
     """
-    written = cast(text(json.dumps(specification, ensure_ascii=False, separators=(",", ":"))), "json")
-    call = function(kernel, column("tableoid", "shards"), written)
+    asked: exp.Expr = text(json.dumps(specification, ensure_ascii=False, separators=(",", ":")))
+    if computed:
+        asked = cast(asked, "jsonb")
+        for name, value in computed.items():
+            asked = function("jsonb_set", asked, cast(text(f"{{{name}}}"), "text[]"), value)
+    asked = cast(asked, "json")
+    call = function(kernel, column("tableoid", "shards"), asked)
     query = select([named(call, "totals")], shards_table(reads.schema))
-    query.meta["kernel"] = KernelCall(tuple(reads.scans), tuple(reads.queries))
+    query.meta["kernel"] = reads
     return query
 
 
@@ -108,8 +117,9 @@ class Reads:
 
     def __init__(self, schema: str) -> None:
         self.schema = schema
-        self.scans: list[Scan] = []
-        self.queries: list[str] = []
+        self.shown: list[Callable[[], exp.Query]] = []
+        """What is read, for people, made when somebody asks."""
+        self.packable: list[Packable] = []
 
     def selection(
         self,
@@ -121,6 +131,7 @@ class Reads:
         values: Mapping[str, exp.Expr] | None = None,
         extra: Items[exp.Expr] = (),
         first_since: datetime | None = None,
+        ordered: bool = True,
     ) -> dict[str, object]:
         """The events of a range: a `Selection` of `heap_extension.kernels.shard`.
 
@@ -129,21 +140,24 @@ class Reads:
             values: what is read with each event.
             extra: further conditions.
             first_since: of each user only the first event, and that only since this instant.
+            ordered: the kernel reads them in their order; else grouped, in none.
         """
         values = values or {}
         columns = {**{name: column(name) for name in EVENT_ORDER}, **values}
-        self.show(union_all(scans(self.schema, event, read, columns, alias=alias, extra=extra, ordered=True)))
+        self.shown.append(
+            lambda: union_all(scans(self.schema, event, read, columns, alias=alias, extra=extra, ordered=ordered))
+        )
         known = event.matching_events
         start, end = instants(read)
+        scanned: list[dict[str, object]] = []
+        for alternative in event.alternatives:
+            where = self.parts(all_of(matching(self.schema, alternative, read, alias=alias, extra=extra)))
+            definition = None if extra else _whole(alternative)
+            scanned.append({"alias": alias, "where": where, "definition": definition})
+            if definition is not None and not values:
+                self.packable.append(Packable(alias, "".join(where)))
         return {
-            "scans": [
-                {
-                    "alias": alias,
-                    "where": self.parts(all_of(matching(self.schema, alternative, read, alias=alias, extra=extra))),
-                    "definition": None if extra else _whole(alternative),
-                }
-                for alternative in event.alternatives
-            ],
+            "scans": scanned,
             "start": start,
             "end": end,
             "first_since": None if first_since is None else instants([first_since])[0],
@@ -160,18 +174,13 @@ class Reads:
             "group_keys": names,
             "group_of_user": self.add(_users_in_order(user_values(self.schema, keys), of_user)) if of_user else None,
             "user_keys": of_user,
-            "users": None if users is None else self.add(users.copy()),
+            "users": None if users is None else self.add(users),
         }
 
     def add(self, query: exp.Query) -> list[str]:
         """The parts of a query that is run as it is."""
-        self.show(query)
-        return self.parts(query)
-
-    def show(self, query: exp.Query) -> None:
-        """Notes a query that says what is read, for people."""
-        self.scans += scans_in(query)
-        self.queries.append(_written(query))
+        self.shown.append(lambda: query)
+        return self.parts(copied(query))
 
     def parts(self, expression: exp.Expr) -> list[str]:
         """The expression's SQL in parts; those at odd positions are names of tables."""
@@ -181,14 +190,9 @@ class Reads:
                     table.set("alias", exp.TableAlias(this=exp.to_identifier(table.name)))
                 table.set("this", exp.to_identifier(f"{_MARK}{table.name}{_MARK}", quoted=True))
                 table.set("db", None)
-        return re.split(f'"{_MARK}([^{_MARK}]*){_MARK}"', _written(expression))
+        return re.split(f'"{_MARK}([^{_MARK}]*){_MARK}"', written(expression))
 
 
 def _users_in_order(users: exp.Select, values: Items[str]) -> exp.Select:
     names = [column(name) for name in ("user_id", *values)]
     return select(names, subquery(users, "grouped_users"), order_by=[column("user_id")])
-
-
-def _written(expression: exp.Expr) -> str:
-    """The expression's SQL, on one line."""
-    return expression.sql(dialect="postgres", normalize_functions=False, comments=False, copy=False)

@@ -61,8 +61,8 @@ def demo(
 
 def _demonstrate_ingest(dsn: str | None, console: Console, users: int) -> None:
     """The way of events through capture server, Kafka and sink, and a funnel of what came out."""
-    from heap_ingest.command import embedded_broker
     from heap_ingest.demo import DEMO_APP, demonstrate
+    from heap_ingest.options import embedded_broker
 
     with failing_clearly():
         if dsn is None:

@@ -12,7 +12,7 @@ import typer
 
 from heap_extension.command.connect import Dsn, embedded_cluster, failing_clearly
 from heap_extension.install import VERSION, installed
-from heap_extension.nodes import Node, nodes
+from heap_extension.nodes import Node, asks_for_huge_pages, nodes
 from heap_extension.postgres import MIN_VERSION, PostgresMissingError, find_postgres
 
 __all__ = ["doctor"]
@@ -57,6 +57,11 @@ def _machine() -> Iterator[Finding]:
         "PL/Python",
         f"apt-get install postgresql-plpython3-{postgres.version}",
     )
+    yield Finding(
+        postgres.has_extension("pageinspect"),
+        "pageinspect",
+        "the package of PostgreSQL's contrib modules, where it is not part of PostgreSQL's own",
+    )
     yield Finding(installed(postgres), f"the files of heap {VERSION} in PostgreSQL", "heap install, as root")
     yield Finding(
         postgres.has_extension("citus"),
@@ -78,6 +83,17 @@ def _database(dsn: str) -> Iterator[Finding]:
         version = ask("SELECT extversion FROM pg_extension WHERE extname = 'heap'")
         for node in nodes(connection):
             yield from _node(node)
+        if version == VERSION:
+            for name, asks in asks_for_huge_pages(connection).items():
+                place = Node(name).place
+                yield Finding(
+                    asks,
+                    f"server processes ask for huge pages in {place}"
+                    if asks
+                    else f"no huge pages for server processes in {place}",
+                    "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the environment of the server: inserts cost a sixth less",
+                    needed=False,
+                )
         if version is not None:
             missing = ask("SELECT string_agg(name, ', ') FROM heap.events WHERE index_state <> 'ready'")
             yield Finding(

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from heap_extension.kernels.events import Int64
 
 __all__ = [
-    "Activity", "Cohorts", "Counts", "Follow", "active", "bucket_numbers", "cohorts", "differs", "lifecycle",
-    "retention", "stickiness", "trend",
+    "Activity", "Cells", "Cohorts", "Counts", "Follow", "active", "bucket_numbers", "cohorts", "differs", "lifecycle",
+    "numbered_cells", "retention", "stickiness", "trend",
 ]  # fmt: skip
 
 Bool = npt.NDArray[np.bool_]
@@ -102,7 +102,7 @@ def active(users: Int64, buckets: Int64, groups: Int64 | None = None, *, of_even
 
 def trend(buckets: Int64, groups: Int64 | None, activity: Activity) -> Counts:
     """Per bucket and group: its events, and its users."""
-    cells, places = _cells(buckets, groups)
+    cells, places = numbered_cells(buckets, groups)
     users = _cells_of(cells, activity.buckets, activity.groups)
     return _counts(cells, [np.bincount(places, minlength=len(cells.buckets)), users])
 
@@ -114,7 +114,7 @@ def lifecycle(activity: Activity) -> Counts:
     returning = goes_on & ~is_new
     leaving = np.ones(len(is_new), np.bool_)
     leaving[:-1] = ~returning[1:]
-    cells, places = _cells(activity.buckets, activity.groups)
+    cells, places = numbered_cells(activity.buckets, activity.groups)
     size = len(cells.buckets)
     kinds = (is_new, returning, ~is_new & ~goes_on, leaving)
     return _counts(cells, [np.bincount(places[kind], minlength=size) for kind in kinds])
@@ -124,7 +124,7 @@ def stickiness(activity: Activity) -> Counts:
     """Per number of buckets and group: the users active in so many. The number stands in `buckets`."""
     firsts = np.flatnonzero(differs(activity.units))
     intervals = np.diff(firsts, append=len(activity.units))
-    cells, places = _cells(intervals, None if activity.groups is None else activity.groups[firsts])
+    cells, places = numbered_cells(intervals, None if activity.groups is None else activity.groups[firsts])
     return _counts(cells, [np.bincount(places, minlength=len(cells.buckets))])
 
 
@@ -190,7 +190,7 @@ def retention(
     start, units = _later(starts, users, times, buckets, follow)
     start, periods = _periods(start, units, follow)
     count = len(follow.firsts)
-    cells, places = _cells(starts.buckets, groups)
+    cells, places = numbered_cells(starts.buckets, groups)
     size = len(cells.buckets)
     values = np.zeros((size, count + 1), np.int64)
     if follow.counting == "on":
@@ -257,7 +257,7 @@ def differs(values: Int64) -> Bool:
     return changes
 
 
-class _Cells(NamedTuple):
+class Cells(NamedTuple):
     """The pairs of a bucket and a group that there are, by number; `numbers` and `width` find a pair's."""
 
     buckets: Int64
@@ -266,7 +266,7 @@ class _Cells(NamedTuple):
     width: int
 
 
-def _cells(buckets: Int64, groups: Int64 | None) -> tuple[_Cells, Int64]:
+def numbered_cells(buckets: Int64, groups: Int64 | None) -> tuple[Cells, Int64]:
     """The pairs, and the number of each row's."""
     width = 1 if groups is None else int(groups.max(initial=0)) + 1
     pairs = buckets if groups is None else buckets * width + groups
@@ -278,14 +278,14 @@ def _cells(buckets: Int64, groups: Int64 | None) -> tuple[_Cells, Int64]:
         places = number[pairs]
     else:
         there, places = np.unique(pairs, return_inverse=True)
-    return _Cells(there // width, there % width, there, width), places
+    return Cells(there // width, there % width, there, width), places
 
 
-def _cells_of(cells: _Cells, buckets: Int64, groups: Int64 | None) -> Int64:
+def _cells_of(cells: Cells, buckets: Int64, groups: Int64 | None) -> Int64:
     """How many rows each pair has. All of theirs are there."""
     pairs = buckets if groups is None else buckets * cells.width + groups
     return np.bincount(np.searchsorted(cells.numbers, pairs), minlength=len(cells.numbers))
 
 
-def _counts(cells: _Cells, columns: Sequence[Int64]) -> Counts:
+def _counts(cells: Cells, columns: Sequence[Int64]) -> Counts:
     return Counts(cells.buckets, cells.groups, np.stack(columns, axis=1))

@@ -64,9 +64,9 @@ class Events:
 
 def changes(values: Int64) -> Int64:
     """The positions at which a rising array has a new value."""
-    if len(values) == 0:
-        return np.zeros(0, np.int64)
-    return np.concatenate([np.zeros(1, np.int64), np.flatnonzero(values[1:] != values[:-1]) + 1])
+    new = np.ones(len(values), np.bool_)
+    np.not_equal(values[1:], values[:-1], out=new[1:])
+    return new.nonzero()[0]
 
 
 def nothing(values: int = 0) -> Events:

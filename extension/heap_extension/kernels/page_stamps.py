@@ -41,13 +41,20 @@ class Database(Protocol):
     def quote_ident(self, text: str, /) -> str: ...
 
 
-_TABLES = """
+_TABLES = f"""
 SELECT
-    t.name, pg_relation_filenode(t.oid) AS file, current_setting('block_size')::int AS block,
-    pg_relation_size(t.oid, 'main') AS bytes, pg_relation_size(t.oid, 'vm') AS map_bytes,
-    (SELECT max(a.attnum) FROM pg_attribute AS a WHERE a.attrelid = t.oid) AS columns
-FROM unnest($1) WITH ORDINALITY AS asked (name, at)
-CROSS JOIN LATERAL (SELECT asked.name, to_regclass(asked.name)::oid AS oid) AS t
+    t.name, pg_relation_filenode(t.oid) AS file, t.pages, 4 * (t.block - {_PAGE_HEADER}) AS of_map_page,
+    pg_relation_size(t.oid, 'vm') / t.block AS map_pages,
+    (SELECT a.attnum FROM pg_attribute AS a WHERE a.attrelid = t.oid ORDER BY a.attnum DESC LIMIT 1) AS columns
+FROM (
+    SELECT named.name, named.oid, named.block, pg_relation_size(named.oid, 'main') / named.block AS pages
+    FROM (
+        SELECT name, to_regclass(name)::oid AS oid, current_setting('block_size')::int AS block
+        FROM unnest($1) AS asked (name)
+        OFFSET 0
+    ) AS named
+    OFFSET 0
+) AS t
 WHERE has_table_privilege(session_user, t.oid, 'SELECT')
 """
 
@@ -67,38 +74,33 @@ def page_stamps(database: Database, tables: Sequence[str]) -> list[bytes | None]
     Args:
         tables: names, as SQL.
     """
-    found = [_Table(**row) for row in _rows(database, _TABLES, ["text[]"], [*tables])]
-    stamps: dict[str, bytes | None] = {table.name: b"" for table in found if table.bytes == 0}
-    stamps |= _stamps(database, [table for table in found if 0 < table.needed_map_bytes <= table.map_bytes])
+    stamps: dict[str, bytes | None] = {}
+    mapped = []
+    for row in _rows(database, _TABLES, ["text[]"], [*tables]):
+        if row["pages"] == 0:
+            stamps[row["name"]] = b""
+        elif row["map_pages"] >= (needed := -(-row["pages"] // row["of_map_page"])):
+            contents = struct.pack("<QQ", row["file"], row["columns"])
+            mapped.append(_Table(row["name"], contents, row["pages"], needed, row["of_map_page"]))
+    stamps |= _stamps(database, mapped)
     return [stamps.get(name) for name in tables]
 
 
 class _Table(NamedTuple):
-    """A row of `_TABLES`."""
+    """A table whose map is as long as the table needs.
+
+    Attributes:
+        contents: its file and the number of its columns.
+        pages: how many it has.
+        map_pages: how many pages of the map they need.
+        of_map_page: how many pages a page of the map is of.
+    """
 
     name: str
-    file: int
-    block: int
-    bytes: int
-    map_bytes: int
-    columns: int
-
-    @property
-    def pages(self) -> int:
-        return -(-self.bytes // self.block)
-
-    @property
-    def of_map_page(self) -> int:
-        """How many pages a page of the map is of."""
-        return 4 * (self.block - _PAGE_HEADER)
-
-    @property
-    def map_pages(self) -> int:
-        return -(-self.pages // self.of_map_page)
-
-    @property
-    def needed_map_bytes(self) -> int:
-        return self.map_pages * self.block
+    contents: bytes
+    pages: int
+    map_pages: int
+    of_map_page: int
 
 
 def _stamps(database: Database, tables: Sequence[_Table]) -> dict[str, bytes | None]:
@@ -119,7 +121,7 @@ def _stamps(database: Database, tables: Sequence[_Table]) -> dict[str, bytes | N
 
 
 def _stamp(database: Database, table: _Table, map_pages: Sequence[bytes]) -> bytes | None:
-    stamp = [_system_identifier(database), struct.pack("<QQ", table.file, table.columns)]
+    stamp = [_system_identifier(database), table.contents]
     unseen: list[int] = []
     for number, page in enumerate(map_pages):
         lsn, first = page[:8], number * table.of_map_page

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import count
 from typing import NamedTuple, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 
 from heap_extension.kernels.events import Events, Int64
 from heap_extension.kernels.shard import NULL, Query, Shard
 
-__all__ = ["Coded", "Population", "PopulationAsked", "coded"]
+__all__ = ["Coded", "Population", "PopulationAsked", "coded", "combined"]
 
 
 class PopulationAsked(TypedDict):
@@ -58,7 +61,11 @@ class Population:
 
     def members(self, events: Events) -> Events:
         """The events of users that count."""
-        return events if self._users is None else events.at(np.flatnonzero(np.isin(events.users, self._users)))
+        return events if self._users is None else events.at(np.flatnonzero(self.counts(events.users)))
+
+    def counts(self, users: Int64) -> npt.NDArray[np.bool_]:
+        """Which of the users count."""
+        return np.ones(len(users), np.bool_) if self._users is None else np.isin(users, self._users)
 
     def groups(self, users: Int64, values: Sequence[Sequence[bytes]], at: Int64 | None = None) -> Coded | None:
         """The groups of rows; None without groups.
@@ -72,15 +79,9 @@ class Population:
             return None
         of_event, of_user = iter(values), iter(self._user_values)
         places = self._places(users) if self._user_keys else None
-        first, *others = (
+        return combined([
             coded(next(of_user), places) if key in self._user_keys else coded(next(of_event), at) for key in self._keys
-        )
-        codes, labels = first
-        for more in others:
-            pairs, codes = np.unique(codes * len(more.labels) + more.codes, return_inverse=True)
-            both = (divmod(pair, len(more.labels)) for pair in pairs.tolist())
-            labels = [(*labels[one], *more.labels[other]) for one, other in both]
-        return Coded(codes, labels)
+        ])  # fmt: skip
 
     def _places(self, users: Int64) -> Int64:
         """Where each user's values are, or -1."""
@@ -96,8 +97,18 @@ def coded(texts: Sequence[bytes], at: Int64 | None = None) -> Coded:
     """The texts, or those at the positions, null at -1."""
     if at is not None and len(at) < len(texts):
         texts, at = [NULL if place < 0 else texts[place] for place in at.tolist()], None
-    numbers: dict[bytes, int] = {}
-    codes = np.fromiter((numbers.setdefault(text, len(numbers)) for text in texts), np.int64, len(texts))
+    numbers: defaultdict[bytes, int] = defaultdict(count().__next__)
+    codes = np.fromiter(map(numbers.__getitem__, texts), np.int64, len(texts))
     if at is not None:
-        codes = np.append(codes, numbers.setdefault(NULL, len(numbers)))[at]
+        codes = np.append(codes, numbers[NULL])[at]
     return Coded(codes, [(None if text == NULL else text.decode(),) for text in numbers])
+
+
+def combined(keys: Sequence[Coded]) -> Coded:
+    """The groups by one key or more, each of which has a number for every row."""
+    (codes, labels), *others = keys
+    for more in others:
+        pairs, codes = np.unique(codes * len(more.labels) + more.codes, return_inverse=True)
+        both = (divmod(pair, len(more.labels)) for pair in pairs.tolist())
+        labels = [(*labels[one], *more.labels[other]) for one, other in both]
+    return Coded(codes, labels)

@@ -15,17 +15,18 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from itertools import chain, pairwise
 from operator import attrgetter
 from typing import Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
 from heap_extension.kernels.events import Events, Int64, changes, joined, nothing, united
+from heap_extension.kernels.index_pages import IndexPages
 from heap_extension.kernels.kept_events import Key, kept_events
 from heap_extension.kernels.packs import Packs
 
-__all__ = ["NULL", "Between", "Database", "Query", "Scan", "Selection", "Shard", "Stays", "Users"]
+__all__ = ["NULL", "Between", "Database", "Periods", "Query", "Scan", "Selection", "Shard", "Users"]
 
 NULL = b"\xff"
 """Stands for null among texts: no UTF-8 has this byte. A zero byte, which no text has, parts them."""
@@ -86,23 +87,26 @@ class Between(NamedTuple):
     last: int
 
 
-class Stays(NamedTuple):
-    """Few users, rising, of each of whom only the events between two instants are wanted, microseconds since 2000, both
-    included. What is at hand of their other events may come with them."""
+class Periods(NamedTuple):
+    """Of each user the instants from one to another, both included: microseconds. Those of a user have none in common.
+
+    Attributes:
+        users, since, until: int64[n].
+    """
 
     users: Int64
-    first: Int64
-    last: Int64
+    since: Int64
+    until: Int64
 
-    def inside(self, part: _Part, selection: Selection) -> Stays:
+    def inside(self, part: _Part, selection: Selection) -> Periods:
         """What of them is in a part and in the range of a selection."""
-        first = np.maximum(self.first, max(part.start, selection["start"]))
-        last = np.minimum(self.last, min(part.end, selection["end"]) - 1)
-        kept = np.flatnonzero(first <= last)
-        return Stays(self.users[kept], first[kept], last[kept])
+        since = np.maximum(self.since, max(part.start, selection["start"]))
+        until = np.minimum(self.until, min(part.end, selection["end"]) - 1)
+        kept = np.flatnonzero(since <= until)
+        return Periods(self.users[kept], since[kept], until[kept])
 
 
-Users = Between | Int64 | Stays
+Users = Between | Int64
 """Whose events are read: those of a range, or of a list of few."""
 
 
@@ -127,9 +131,6 @@ class _Part(NamedTuple):
     start: int = _LEAST
     end: int = _GREATEST
 
-    def touches(self, selection: Selection) -> bool:
-        return self.start < selection["end"] and self.end > selection["start"]
-
     def is_inside(self, selection: Selection) -> bool:
         return self.start >= selection["start"] and self.end <= selection["end"]
 
@@ -146,6 +147,16 @@ class _Partitions(NamedTuple):
     state: bytes | None
     by_time: list[_Part]
     rest: _Part | None
+
+    def touched(self, start: int, end: int) -> list[_Part]:
+        """Those with events from an instant to before another."""
+        touched = [part for part in self.by_time if part.start < end and part.end > start]
+        covered = start
+        for part in touched:
+            if part.start > covered:
+                break
+            covered = part.end
+        return touched if covered >= end or self.rest is None else [*touched, self.rest]
 
 
 class _Look(NamedTuple):
@@ -177,18 +188,20 @@ class _Names(NamedTuple):
 
 
 class _Parameter(NamedTuple):
-    """A parameter of a query: its type, and the condition that it stands in."""
+    """A parameter of a query: its type, and the condition that it stands in; or, of rows that the events are joined to,
+    what stands before their table."""
 
     type: str
     value: Any
     condition: str = ""
+    joined: str = ""
 
 
-_OF_STAY = [
+_OF_ASKED = [
     _Parameter("", None, condition)
-    for condition in ("user_id = stay.user_id", "time >= stay.first", "time <= stay.last")
+    for condition in ("user_id = asked.asked_user", "time >= asked.since", "time <= asked.until")
 ]
-"""The bounds of a stay, as conditions."""
+"""The bounds of what is looked up for a user, as conditions."""
 
 _MAX_KEPT = 1_000_000
 """Characters of the queries whose plans a session keeps: about 2,000 plans of 50 kB."""
@@ -197,17 +210,11 @@ _PACKED_PER_LOOKUP = 500
 """Events read from a pack in the time that a user is looked up in one partition: 7 ns each against 3.5 us of processor
 time."""
 
-# A lateral subquery runs once for each row before it: in the order of the users, and in the index's for each.
-_STAYS = """
-SELECT events.*
-FROM (
-    SELECT
-        user_id, timestamptz '2000-01-01 00:00:00+00' + first * interval '1 microsecond' AS first,
-        timestamptz '2000-01-01 00:00:00+00' + last * interval '1 microsecond' AS last
-    FROM unnest($1::pg_catalog.int8[], $2::pg_catalog.int8[], $3::pg_catalog.int8[]) AS asked (user_id, first, last)
-) AS stay
-CROSS JOIN LATERAL ({events}) AS events
-"""
+_PAGES_ABOVE = 2_000
+"""Events of a partition, on average, from which on indexes are read by their pages."""
+
+_ENTRIES_PER_LOOKUP = 40
+"""Entries read from the pages of an index in the time that a user is looked up in one partition."""
 
 _plans: OrderedDict[tuple[str, ...], Any] = OrderedDict()
 """By query and types of its parameters, the one used longest ago first."""
@@ -221,6 +228,33 @@ _names: dict[tuple[int, str], _Names] = {}
 _NO_SUCH_TABLE = "42P01"
 _NO_PAGES = b""
 """The stamp of a table without pages, and so without rows."""
+
+# A lateral subquery runs once for each row before it: in the order of the users, and in the index's for each.
+_LOOKED_UP = """
+SELECT found.*
+FROM (
+    SELECT asked_user, {since} AS since, {until} AS until
+    FROM unnest($1::pg_catalog.int8[], $2::pg_catalog.int8[], $3::pg_catalog.int8[])
+        AS asked (asked_user, asked_since, asked_until)
+) AS asked
+CROSS JOIN LATERAL ({events}) AS found
+"""
+
+_EVENTS_OF_SPANS = """
+SELECT inside.user_id, inside.time, inside.event_id
+FROM (
+    SELECT
+        span.user_id,
+        timestamptz '2000-01-01 00:00+00' + span.first * interval '1 microsecond' AS first,
+        timestamptz '2000-01-01 00:00+00' + span.last * interval '1 microsecond' AS last
+    FROM unnest($1::pg_catalog.int8[], $2::pg_catalog.int8[], $3::pg_catalog.int8[]) AS span (user_id, first, last)
+) AS span
+CROSS JOIN LATERAL (
+    SELECT e.user_id, e.time, e.event_id FROM {events} AS e
+    WHERE e.user_id = span.user_id AND e.time >= span.first AND e.time <= span.last
+    ORDER BY e.user_id, e.time, e.event_id
+) AS inside
+"""
 
 _SHARD_BESIDE = """
 SELECT theirs.shardid AS shard
@@ -280,15 +314,18 @@ class Shard:
         self._relation = int(relation)
         self._names: _Names | None = None
         self._looked: _Look | None = None
+        self._touched: dict[tuple[int, int], list[_Part]] = {}
         self._stamps: dict[str, bytes | None] = {}
         self._packs: Packs | None = None
+        self._known_events: int | None = None
+        self._index_pages = IndexPages(self._run_kept)
         self._expected: Sequence[Selection] = ()
 
     def expect(self, selections: Sequence[Selection]) -> None:
         """Says which events will be wanted, so that what is there of them is asked for at once."""
         self._expected = selections
 
-    def events(self, selection: Selection, users: Users | None = None) -> Events:
+    def events(self, selection: Selection, users: Users | Periods | None = None) -> Events:
         """The events of a selection.
 
         Args:
@@ -302,7 +339,7 @@ class Shard:
             found = found.at(positions[found.times[positions] >= selection["first_since"]])
         return found
 
-    def runs(self, selection: Selection, users: Users | None = None) -> list[Events]:
+    def runs(self, selection: Selection, users: Users | Periods | None = None) -> list[Events]:
         """The events of a selection as they were read, in runs that have no instant in common: merging them is left to
         the caller, who may have to sort them anyway.
 
@@ -315,14 +352,54 @@ class Shard:
             return []
         return self._runs_of(selection["scans"][0], selection, users)
 
+    def grouped(
+        self, selection: Selection, by: Sequence[str], aggregates: Sequence[str], users: Users | Periods | None = None
+    ) -> tuple[list[Int64], list[list[bytes]]]:
+        """The events of a selection in groups, in no order. A group comes once per partition, scan and period.
+
+        Args:
+            by: columns of type bigint, which with the selection's values make a group; nulls come as 0.
+            aggregates: what is read of each group, SQL of type bigint or timestamptz that gives no nulls.
+            users: whose, or of which periods; None for everybody's.
+
+        Returns:
+            The columns and the aggregates, and the values.
+        """
+        numbers = [f"pg_catalog.int8send(coalesce({name}, 0))" for name in by]
+        numbers += [
+            f"pg_catalog.{'timestamptz_send' if '(time)' in aggregate else 'int8send'}(aggregate_{at})"
+            for at, aggregate in enumerate(aggregates)
+        ]
+        names = [f"value_{at}" for at in range(len(selection["values"]))]
+        columns = [*by, *(f"{value} AS {name}" for value, name in zip(selection["values"], names, strict=True))]
+        shown = [*columns, *(f"{aggregate} AS aggregate_{at}" for at, aggregate in enumerate(aggregates))]
+        group_by = ", ".join(str(at) for at in range(1, len(columns) + 1))
+        nothing_found: list[Int64] = [np.zeros(0, np.int64) for _ in numbers]
+        found: list[tuple[list[Int64], list[list[bytes]]]] = [(nothing_found, [[] for _ in names])]
+        for scan in selection["scans"]:
+            for part in self._parts(scan, selection):
+                bounds = [*([] if part.is_inside(selection) else _times(selection)), *_of_any_order(users, part)]
+                query = f"SELECT {', '.join(shown)} FROM {self._matching(part, scan, bounds)} GROUP BY {group_by}"
+                found.append(self._columns(query, numbers, bounds, names))
+        return (
+            [np.concatenate(arrays) for arrays in zip(*(arrays for arrays, _ in found), strict=True)],
+            [list(chain.from_iterable(texts)) for texts in zip(*(texts for _, texts in found), strict=True)],
+        )
+
     def known_events(self) -> int:
         """About how many events the shard has, as its statistics say."""
-        (row,) = self._rows(
-            "SELECT coalesce(sum(pg_catalog.pg_stat_get_live_tuples(inhrelid)), 0)::pg_catalog.int8 AS events"
-            " FROM pg_catalog.pg_inherits WHERE inhparent = pg_catalog.to_regclass($1)",
-            [_Parameter("text", self._table("events"))],
-        )
-        return int(row["events"])
+        if self._known_events is None:
+            (row,) = self._rows(
+                "SELECT coalesce(sum(pg_catalog.pg_stat_get_live_tuples(inhrelid)), 0)::pg_catalog.int8 AS events"
+                " FROM pg_catalog.pg_inherits WHERE inhparent = pg_catalog.to_regclass($1)",
+                [_Parameter("text", self._table("events"))],
+            )
+            self._known_events = int(row["events"])
+        return self._known_events
+
+    def measured(self, selection: Selection) -> Selection:
+        """The selection with a size: where nobody knows it, that of all events."""
+        return selection if selection["size"] is not None else {**selection, "size": self.known_events()}
 
     def slices_of(self, selections: Sequence[Selection], size: int) -> list[Users | None]:
         """Users, such that there are about `size` events of each selection of theirs; None for everybody."""
@@ -350,11 +427,19 @@ class Shard:
         (users,), values = self._columns(self._text(query), [_USER], [], texts)
         return users, values
 
-    def _events_of(self, scan: Scan, selection: Selection, users: Users | None) -> Events:
+    def events_of_spans(self, users: Int64, firsts: Int64, lasts: Int64) -> Events:
+        """All events of the users, rising, each from an instant to another, both included; where a user has several
+        spans, those of the first, then those of the next."""
+        spans = [_Parameter("text", f"{{{','.join(map(str, array.tolist()))}}}") for array in (users, firsts, lasts)]
+        query = _EVENTS_OF_SPANS.format(events=self._table("events"))
+        (of, times, ids), _ = self._columns(query, [_USER, _TIME, _ID], spans)
+        return Events(of, times, lambda: ids)
+
+    def _events_of(self, scan: Scan, selection: Selection, users: Users | Periods | None) -> Events:
         runs = self._runs_of(scan, selection, users)
         return joined(runs) if runs else nothing(len(selection["values"]))
 
-    def _runs_of(self, scan: Scan, selection: Selection, users: Users | None) -> list[Events]:
+    def _runs_of(self, scan: Scan, selection: Selection, users: Users | Periods | None) -> list[Events]:
         parts = self._parts(scan, selection)
         stamps = self._stamps_of(parts, scan, selection)
         parts = [part for part in parts if stamps.get(part.table) != _NO_PAGES]
@@ -377,13 +462,13 @@ class Shard:
         runs = [events if users is None else events.of_few(_listed(users))]
         return [*runs, *self._read(changing, scan, selection, users)]
 
-    def _sooner_whole(self, parts: Sequence[_Part], scan: Scan, selection: Selection, users: Int64 | Stays) -> bool:
+    def _sooner_whole(self, parts: Sequence[_Part], scan: Scan, selection: Selection, users: Int64 | Periods) -> bool:
         """Whether all events of these partitions are read from packs, and then kept, sooner than the users' events are
         looked up in their indexes."""
         packed = self._usable_packs(parts, scan, selection)
         if len(packed) < len(parts):
             return False
-        if isinstance(users, Stays):
+        if isinstance(users, Periods):
             lookups = sum(len(users.inside(part, selection).users) for part in parts)
         else:
             lookups = len(users) * len(parts)
@@ -409,10 +494,43 @@ class Shard:
         stamps = {part.table: self._stamps[part.table] for part in parts}
         return {table: stamp for table, stamp in stamps.items() if stamp is not None}
 
-    def _read(self, parts: Sequence[_Part], scan: Scan, selection: Selection, users: Users | None) -> list[Events]:
+    def _read(
+        self, parts: Sequence[_Part], scan: Scan, selection: Selection, users: Users | Periods | None
+    ) -> list[Events]:
         """The events of each of the partitions, from packs and indexes."""
         packed = self._packed(parts, scan, selection, users)
-        return [packed.get(part.table) or self._run(part, scan, selection, users) for part in parts]
+        return [
+            packed.get(part.table)
+            or self._from_pages(part, scan, selection, users)
+            or self._run(part, scan, selection, users)
+            for part in parts
+        ]
+
+    def _from_pages(
+        self, part: _Part, scan: Scan, selection: Selection, users: Users | Periods | None
+    ) -> Events | None:
+        """The events of one partition from the pages of an index, where they are many; None where they are not."""
+        if not self._is_of_index(scan, selection):
+            return None
+        every = self.known_events() if selection["size"] is None else 0
+        size = _known_size(selection, every) // max(len(self._look().partitions.by_time), 1)
+        if size < _PAGES_ABOVE:
+            return None
+        if users is not None and not isinstance(users, Between):
+            if isinstance(users, Periods):
+                users = users.inside(part, selection).users
+            if size > len(users) * _ENTRIES_PER_LOOKUP:
+                return None
+        first, last = (_LEAST, _GREATEST) if users is None else (int(users[0]), int(users[-1]))
+
+        def of_users(asked: Int64) -> Events:
+            bounds = _of_users(asked)
+            (of, times), _ = self._columns(self._select(part, scan, (), bounds), [_USER, _TIME], bounds)
+            return Events(of, times, lambda: self._columns(self._select(part, scan, (), bounds), [_ID], bounds)[0][0])
+
+        source = f"FROM {part.table} WHERE ({self._text(scan['where'])})"
+        events = self._index_pages.events(part.table, source, first, last, of_users)
+        return None if events is None else _within(events, part, selection, users)
 
     def _is_of_index(self, scan: Scan, selection: Selection) -> bool:
         """Whether what is read is what the index of a definition has, and the caller may know all of it."""
@@ -430,7 +548,7 @@ class Shard:
         return [(scan, selection) for scan, selection in scans if self._is_of_index(scan, selection)]
 
     def _packed(
-        self, parts: Sequence[_Part], scan: Scan, selection: Selection, users: Users | None
+        self, parts: Sequence[_Part], scan: Scan, selection: Selection, users: Users | Periods | None
     ) -> dict[str, Events]:
         """The events of those partitions that have a pack of the scan's condition, by table; without those in which few
         users are sooner looked up."""
@@ -446,15 +564,11 @@ class Shard:
         for part in parts:
             if part.table not in usable:
                 continue
-            wanted = users.inside(part, selection).users if isinstance(users, Stays) else listed
+            wanted = users.inside(part, selection).users if isinstance(users, Periods) else listed
             if wanted is not None and len(wanted) * _PACKED_PER_LOOKUP < usable[part.table]:
                 continue
             events = self._packs.events(condition, part.table, first, last)
-            if not part.is_inside(selection):
-                events = events.at(
-                    np.flatnonzero((events.times >= selection["start"]) & (events.times < selection["end"]))
-                )
-            found[part.table] = events if listed is None else events.of_few(listed)
+            found[part.table] = _within(events, part, selection, users)
         return found
 
     def _usable_packs(self, parts: Sequence[_Part], scan: Scan, selection: Selection) -> dict[str, int]:
@@ -468,9 +582,9 @@ class Shard:
             self._packs.find(conditions, {table: stamp for table, stamp in self._stamps.items() if stamp})
         return self._packs.usable(self._text(scan["where"]), stamps)
 
-    def _run(self, part: _Part, scan: Scan, selection: Selection, users: Users | None) -> Events:
+    def _run(self, part: _Part, scan: Scan, selection: Selection, users: Users | Periods | None) -> Events:
         """The events of one partition."""
-        if isinstance(users, Stays):
+        if isinstance(users, Periods):
             return self._looked_up(part, scan, selection, users)
         bounds = [*([] if part.is_inside(selection) else _times(selection)), *_of_users(users)]
         query = self._select(part, scan, selection["values"], bounds)
@@ -478,26 +592,32 @@ class Shard:
         (of, times), values = self._columns(query, [_USER, _TIME], bounds, names)
         return Events(of, times, lambda: self._columns(query, [_ID], bounds)[0][0], values)
 
-    def _looked_up(self, part: _Part, scan: Scan, selection: Selection, stays: Stays) -> Events:
+    def _looked_up(self, part: _Part, scan: Scan, selection: Selection, stays: Periods) -> Events:
         """The events of users in one partition, each looked up from one instant to another."""
         stays = stays.inside(part, selection)
         names = [f"value_{at}" for at in range(len(selection["values"]))]
         if len(stays.users) == 0:
             return nothing(len(names))
         bounds = [_Parameter("text", f"{{{','.join(map(str, numbers.tolist()))}}}") for numbers in stays]
-        query = _STAYS.format(events=self._select(part, scan, selection["values"], _OF_STAY))
+        query = _LOOKED_UP.format(
+            since=_instant_of("asked_since"),
+            until=_instant_of("asked_until"),
+            events=self._select(part, scan, selection["values"], _OF_ASKED),
+        )
         (of, times), values = self._columns(query, [_USER, _TIME], bounds, names)
         return Events(of, times, lambda: self._columns(query, [_ID], bounds)[0][0], values)
 
     def _select(self, part: _Part, scan: Scan, values: Sequence[str], bounds: Sequence[_Parameter]) -> str:
         """The events of a part that fulfil the condition and the bounds, in the order of the index."""
         columns = ["user_id", "time", "event_id", *(f"{value} AS value_{at}" for at, value in enumerate(values))]
+        return f"SELECT {', '.join(columns)} FROM {self._matching(part, scan, bounds)} ORDER BY user_id, time, event_id"
+
+    def _matching(self, part: _Part, scan: Scan, bounds: Sequence[_Parameter]) -> str:
+        """What stands behind FROM: the events of a part that fulfil the condition and the bounds."""
         where = [f"({self._text(scan['where'])})"]
-        where += [bound.condition.format(f"${at}") for at, bound in enumerate(bounds, start=1)]
-        return (
-            f"SELECT {', '.join(columns)} FROM {part.table} AS {self._database.quote_ident(scan['alias'])}"
-            f" WHERE {' AND '.join(where)} ORDER BY user_id, time, event_id"
-        )
+        where += [bound.condition.format(f"${at}") for at, bound in enumerate(bounds, start=1) if bound.condition]
+        joined_to = "".join(bound.joined.format(f"${at}") for at, bound in enumerate(bounds, start=1))
+        return f"{joined_to}{part.table} AS {self._database.quote_ident(scan['alias'])} WHERE {' AND '.join(where)}"
 
     def _columns(
         self, query: str, numbers: Sequence[str], bounds: Sequence[_Parameter], texts: Sequence[str] = ()
@@ -536,14 +656,10 @@ class Shard:
         partitions, readable, *_ = self._look()
         if not readable or len(scan["where"]) > 1:
             return [self._everything()]
-        touched = [part for part in partitions.by_time if part.touches(selection)]
-        covered = selection["start"]
-        for part in touched:
-            if part.start > covered:
-                break
-            covered = part.end
-        rest = partitions.rest
-        return touched if covered >= selection["end"] or rest is None else [*touched, rest]
+        between = selection["start"], selection["end"]
+        if between not in self._touched:
+            self._touched[between] = partitions.touched(*between)
+        return self._touched[between]
 
     def _look(self) -> _Look:
         """What is looked up once: with it, that the names kept in the session are still those of the tables."""
@@ -634,7 +750,14 @@ def _known_size(selection: Selection, every: int) -> int:
     """About how many events a selection has, of `every` there is."""
     if selection["size"] is not None:
         return selection["size"]
-    return every if any(scan["where"] == ["TRUE"] for scan in selection["scans"]) else every // _SHARE_OF_UNKNOWN
+    return every if any(scan["definition"] == "any" for scan in selection["scans"]) else every // _SHARE_OF_UNKNOWN
+
+
+def _within(events: Events, part: _Part, selection: Selection, users: Users | Periods | None) -> Events:
+    """Those of a part's events that are in the selection's range, and these users' where they are a list."""
+    if not part.is_inside(selection):
+        events = events.at(np.flatnonzero((events.times >= selection["start"]) & (events.times < selection["end"])))
+    return events if users is None or isinstance(users, Between) else events.of_few(_listed(users))
 
 
 def _times(selection: Selection) -> list[_Parameter]:
@@ -643,8 +766,8 @@ def _times(selection: Selection) -> list[_Parameter]:
     return [_Parameter("timestamptz", start, "time >= {}"), _Parameter("timestamptz", end, "time < {}")]
 
 
-def _listed(users: Int64 | Stays) -> Int64:
-    return users.users if isinstance(users, Stays) else users
+def _listed(users: Int64 | Periods) -> Int64:
+    return users.users if isinstance(users, Periods) else users
 
 
 def _of_users(users: Between | Int64 | None) -> list[_Parameter]:
@@ -655,6 +778,40 @@ def _of_users(users: Between | Int64 | None) -> list[_Parameter]:
             return [_Parameter("int8", first, "user_id >= {}"), _Parameter("int8", last, "user_id <= {}")]
     ids = ",".join(map(str, users.tolist()))
     return [_Parameter("text", f"{{{ids}}}", "user_id = ANY ({}::pg_catalog.int8[])")]
+
+
+def _of_any_order(users: Users | Periods | None, part: _Part) -> list[_Parameter]:
+    """As `_of_users`, for reads in no order: no index is worth going through the table by for a range of users."""
+    if isinstance(users, Periods):
+        return _of_periods(users, part)
+    bounds = _of_users(users)
+    if isinstance(users, Between):
+        return [bound._replace(condition=bound.condition.replace("user_id", "user_id + 0")) for bound in bounds]
+    return bounds
+
+
+def _of_periods(periods: Periods, part: _Part) -> list[_Parameter]:
+    """Those that the part touches."""
+    kept = np.flatnonzero((periods.until >= part.start) & (periods.since < part.end))
+    user, since, until = (f"{{{','.join(map(str, column[kept].tolist()))}}}" for column in periods)
+    return [
+        _Parameter("text", user, "user_id = asked_user", "unnest({}::pg_catalog.int8[], "),
+        _Parameter("text", since, f"time >= {_instant_of('asked_since')}", "{}::pg_catalog.int8[], "),
+        _Parameter(
+            "text",
+            until,
+            f"time <= {_instant_of('asked_until')}",
+            "{}::pg_catalog.int8[]) AS asked (asked_user, asked_since, asked_until) CROSS JOIN ",
+        ),
+    ]
+
+
+def _instant_of(microseconds: str) -> str:
+    """SQL for the timestamptz of microseconds since 2000; days apart, so that it is exact."""
+    return (
+        f"('2000-01-01 00:00+00'::timestamptz + {microseconds} / 86400000000 * interval '24:00:00'"
+        f" + {microseconds} % 86400000000 * interval '1 microsecond')"
+    )
 
 
 def _instant(sent: bytes | None, without: int) -> int:

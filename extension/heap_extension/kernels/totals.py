@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
 from typing import NamedTuple, Protocol, Self, TypeVar
 
-__all__ = ["Totals", "added_up"]
+__all__ = ["EXACT", "Totals", "added_up"]
+
+EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)
+"""Adds numbers as PostgreSQL's numeric does: nothing is rounded."""
 
 
 class Totals(NamedTuple):
@@ -16,18 +20,21 @@ class Totals(NamedTuple):
         group_values: None without groups.
         counts: what is counted there.
         durations: microseconds, int64 in little-endian order, where there are some.
+        value: a sum of numbers, where one is asked for.
     """
 
     bucket: int
     group_values: list[str | None] | None
     counts: list[int]
     durations: bytes | None = None
+    value: Decimal | None = None
 
     def plus(self, other: Totals) -> Totals:
         """The totals of this bucket and group with those of another slice."""
         durations = None if self.durations is None else self.durations + (other.durations or b"")
         counts = [one + two for one, two in zip(self.counts, other.counts, strict=True)]
-        return Totals(self.bucket, self.group_values, counts, durations)
+        value = None if self.value is None else EXACT.add(self.value, other.value or Decimal(0))
+        return Totals(self.bucket, self.group_values, counts, durations, value)
 
 
 class _Row(Protocol):

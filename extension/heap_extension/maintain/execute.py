@@ -8,13 +8,11 @@ from typing import Any
 import psycopg
 from psycopg import errors, sql
 
+from heap_compiler.bound import EVERY_EVENT_CONDITION
 from heap_extension.maintain.work import Kind, Wanted, Work
 from heap_extension.server.indexes import index_rows
 
 __all__ = ["execute"]
-
-_EVERY_EVENT = "TRUE"
-"""The condition of the packs of any event."""
 
 _QUICK_BYTES = 8_000_000
 """A table of this size is indexed in some 10 ms: sooner than the three transactions of CONCURRENTLY end."""
@@ -64,7 +62,7 @@ def execute(
                 connection.execute(sql.SQL("VACUUM (ANALYZE, FREEZE, TRUNCATE false, SKIP_LOCKED) {}").format(table))
             case Kind.pack:
                 assert event is not None or work.event is None
-                predicate = _EVERY_EVENT if event is None else event.predicate
+                predicate = EVERY_EVENT_CONDITION if event is None else event.predicate
                 connection.execute(
                     "SELECT heap._make_pack(%s, %s, %s, %s, %s)",
                     (work.app, work.relation, work.packs, work.place, predicate),

@@ -361,11 +361,13 @@ class Maintainer:
     ) -> None:
         if piece.kind is Kind.drop and self._is_wanted(coordinator, piece):
             return
+        event = wanted.get((piece.app, piece.event or ""))
+        if event is None and piece.needs_definition:
+            return  # dropped since the pass began
         where = f"{piece.app}.{piece.relation}" + (f" on {piece.node}" if piece.node else "")
         what = f"{piece.kind.name} {piece.event or piece.index_name or ''}".strip()
         started = time.monotonic()
         try:
-            event = wanted.get((piece.app, piece.event or ""))
             execute(connection, piece, event, settings.lock_timeout, settings.build_patience)
         except psycopg.Error as error:
             failure = self._failures[piece]

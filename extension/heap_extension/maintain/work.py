@@ -114,6 +114,11 @@ class Work:
     condition: str = ""
     place: int | None = None
 
+    @property
+    def needs_definition(self) -> bool:
+        """Whether it cannot be done any more when the definition is dropped."""
+        return self.event is not None and self.kind in (Kind.build, Kind.rebuild, Kind.pack)
+
 
 class Wanted(NamedTuple):
     """What heap.event_definition says about the index of an event: its condition, and the columns it has besides."""

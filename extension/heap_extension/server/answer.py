@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from typing import TypedDict
 
 from heap_compiler import (
@@ -21,13 +22,14 @@ from heap_compiler.catalog import Strategy
 from heap_extension.server import apps, definitions, plans, segments, users
 from heap_extension.server.catalog import App, Database, DatabaseCatalog, rows
 from heap_extension.server.prepared import prepared
+from heap_extension.server.quote import qualified
 
 __all__ = ["Answer", "answer"]
 
 _CACHE_SIZE = 256
 _Key = tuple[str, str, str | None, int, Strategy, int, int]
-_compiled: dict[_Key, tuple[CompiledQuery, list[str]]] = {}
-"""Queries compiled before, each with the dormant events it names."""
+_compiled: dict[_Key, tuple[str, list[str]]] = {}
+"""The SQL of queries compiled before, each with the dormant events it names."""
 
 
 class Answer(TypedDict):
@@ -94,18 +96,16 @@ def _answer(database: Database, request: str, arguments: list[str | None]) -> tu
         case "analysis":
             asked_before = _key(app, first, second) in _compiled
             compiled = _compile(catalog, first, second)
-            if asked_before and isinstance(compiled, CompiledQuery):
-                return "query", [prepared(database, compiled.sql)]
+            if asked_before and isinstance(compiled, str):
+                return "query", [prepared(database, compiled)]
             return _statement(catalog, compiled)
         case "kernel_reads":
-            query = _compile(catalog, first, None)
-            assert isinstance(query, CompiledQuery)
-            return "queries", list(query.kernel_reads)
+            return "queries", list(_explained(catalog, first).kernel_reads)
         case "describe":
-            query = _compile(catalog, first, None)
-            assert isinstance(query, CompiledQuery)
             assert second is not None
-            return "description", plans.describe(query, json.loads(second), catalog.definitions)
+            query = _explained(catalog, first)
+            packed = _packed(catalog, query)
+            return "description", plans.describe(query, json.loads(second), catalog.definitions, packed)
         case "define_event":
             assert second is not None
             return "define", definitions.define(catalog, compile_definition(first, second, catalog))
@@ -126,6 +126,31 @@ def _answer(database: Database, request: str, arguments: list[str | None]) -> tu
     raise AssertionError(request)
 
 
+def _explained(catalog: DatabaseCatalog, text: str) -> CompiledQuery:
+    """The query with all that explains it, which is not kept: some hundred kilobytes."""
+    query = compile_statement(text, catalog)
+    assert isinstance(query, CompiledQuery)
+    return query
+
+
+def _packed(catalog: DatabaseCatalog, query: CompiledQuery) -> set[tuple[str, str]]:
+    """The condition and the table, of a partition or its shard, of every pack that the query reads: one that is there
+    and whose partition did not change since."""
+    conditions = {sha256(packable.condition.encode()).hexdigest(): packable.condition for packable in query.packable}
+    packs = qualified(catalog.schema, "packs")
+    if not conditions or not rows(catalog.database, "SELECT WHERE pg_catalog.to_regclass($1) IS NOT NULL", table=packs):
+        return set()
+    found = rows(
+        catalog.database,
+        "SELECT condition, relation, pg_catalog.bool_and("
+        " stamp = (heap._page_stamps(ARRAY[pg_catalog.quote_ident($1) || '.' || relation]))[1]) AS is_valid"
+        f" FROM {packs} WHERE condition = ANY (pg_catalog.string_to_array($2, ',')) GROUP BY condition, relation",
+        app=catalog.schema,
+        conditions=",".join(sorted(conditions)),
+    )
+    return {(conditions[row["condition"]], row["relation"]) for row in found if row["is_valid"]}
+
+
 def _complete(database: Database, text: str | None, position: str | None) -> list[str]:
     from heap_compiler.complete import complete  # it reads every analysis: no other request should wait for that
     from heap_extension.server.vocabulary import AppVocabulary, NoVocabulary
@@ -137,10 +162,10 @@ def _complete(database: Database, text: str | None, position: str | None) -> lis
     return complete(text or "", None if position is None else int(position), vocabulary)
 
 
-def _statement(catalog: DatabaseCatalog, compiled: Compiled) -> tuple[str, list[str]]:
+def _statement(catalog: DatabaseCatalog, compiled: str | Compiled) -> tuple[str, list[str]]:
     match compiled:
-        case CompiledQuery(sql=sql):
-            return "query", [sql]
+        case str() | CompiledQuery():
+            return "query", [compiled if isinstance(compiled, str) else compiled.sql]
         case CompiledDefinition():
             return "define", definitions.define(catalog, compiled)
         case CompiledDrop(name=name):
@@ -151,8 +176,8 @@ def _statement(catalog: DatabaseCatalog, compiled: Compiled) -> tuple[str, list[
             return "drop segment", segments.drop(catalog, name)
 
 
-def _compile(catalog: DatabaseCatalog, text: str, keyword: str | None) -> Compiled:
-    """Compiles, or finds the query compiled before: the same while no definition and no minute changes."""
+def _compile(catalog: DatabaseCatalog, text: str, keyword: str | None) -> str | Compiled:
+    """Compiles, or finds the SQL of the query compiled before: the same while no definition and no minute changes."""
     key = _key(catalog.app, text, keyword)
     if key in _compiled:
         kept, dormant = _compiled[key]
@@ -165,7 +190,7 @@ def _compile(catalog: DatabaseCatalog, text: str, keyword: str | None) -> Compil
         if "second" not in text.lower():  # a range in seconds moves within a minute
             if len(_compiled) >= _CACHE_SIZE:
                 _compiled.pop(next(iter(_compiled)))
-            _compiled[key] = compiled, dormant
+            _compiled[key] = compiled.sql, dormant
     return compiled
 
 

@@ -14,6 +14,7 @@ from heap_extension.server.indexes import (
     create_index,
     drop_index,
     index_suffix,
+    indexed_partitions,
     left_to_maintain,
     partitions,
 )
@@ -85,6 +86,8 @@ def _replaced(catalog: DatabaseCatalog, changed: Sequence[tuple[CompiledDefiniti
         if old is not None and old.index_suffix == suffix:
             continue
         if event.predicate is not None and suffix is not None:
+            left = tables and indexed_partitions(catalog.database, app, suffix)
+            builds += [drop_index(app, table, suffix) for table in left]
             builds += [create_index(app, table, suffix, event.predicate, covering) for table in tables]
         if old is not None and old.index_suffix is not None:
             drops += [drop_index(app, table, old.index_suffix) for table in tables]

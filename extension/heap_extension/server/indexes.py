@@ -16,6 +16,7 @@ __all__ = [
     "drop_index",
     "index_rows",
     "index_suffix",
+    "indexed_partitions",
     "left_to_maintain",
     "partitions",
 ]
@@ -43,6 +44,20 @@ def partitions(database: Database, app: str) -> list[str]:
         "SELECT c.relname AS name FROM pg_catalog.pg_inherits AS h JOIN pg_catalog.pg_class AS c ON c.oid = h.inhrelid"
         " WHERE h.inhparent = pg_catalog.to_regclass(pg_catalog.quote_ident($1) || '.events') ORDER BY 1",
         app=app,
+    )
+    return [row["name"] for row in found]
+
+
+def indexed_partitions(database: Database, app: str, suffix: str) -> list[str]:
+    """The partitions that have an index of that suffix, valid or not: of a definition that is dropped, what `heap
+    maintain` was to drop and did not come to."""
+    found = rows(
+        database,
+        "SELECT c.relname AS name FROM pg_catalog.pg_inherits AS h JOIN pg_catalog.pg_class AS c ON c.oid = h.inhrelid"
+        " JOIN pg_catalog.pg_class AS i ON i.relnamespace = c.relnamespace AND i.relname = c.relname || '_' || $2"
+        " WHERE h.inhparent = pg_catalog.to_regclass(pg_catalog.quote_ident($1) || '.events') ORDER BY 1",
+        app=app,
+        suffix=suffix,
     )
     return [row["name"] for row in found]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from typing import Any, NamedTuple
 
 from heap_compiler import CompiledQuery
@@ -13,13 +13,16 @@ from heap_extension.server.catalog import Definition
 __all__ = ["describe", "plan_nodes"]
 
 
-def describe(query: CompiledQuery, plan: Any, definitions: dict[str, Definition]) -> list[str]:
+def describe(
+    query: CompiledQuery, plan: Any, definitions: dict[str, Definition], packed: Set[tuple[str, str]]
+) -> list[str]:
     """One line per scan of the statement, then how it is distributed.
 
     Args:
         query: the compiled statement.
         plan: the parsed output of EXPLAIN (FORMAT JSON), on Citus of all tasks; with ANALYZE, rows that were read.
         definitions: the app's definitions, whose index names are recognised.
+        packed: the conditions and tables of packs that are read instead of indexes.
     """
     placed = [place for place in _places(plan, None, 1) if _is_read(place.node)]
     nodes = [node for node in plan_nodes(plan) if not _is_of_empty_partition(node)]
@@ -28,7 +31,8 @@ def describe(query: CompiledQuery, plan: Any, definitions: dict[str, Definition]
     for alias, event in query.sources.items():
         reads = [place for place in placed if _source_of(place.node.get("Alias", ""), query.sources) == alias]
         own = [scan for scan in query.scans if scan.alias == alias]
-        facts = [_access(reads, definitions), *_unused(reads, own, definitions), *_rows(reads)]
+        facts = [_access(reads, definitions), *_unused(reads, own, definitions)]
+        facts += [*_packs(reads, [of.condition for of in query.packable if of.alias == alias], packed), *_rows(reads)]
         if reads and distributed:
             tasks = len({place.task for place in reads} - {None})
             facts.append(f"pushed down, {_count(tasks, 'task')}" if tasks else "not pushed down")
@@ -131,6 +135,17 @@ def _unused(reads: list[_Place], scans: list[Scan], definitions: dict[str, Defin
     undefined = any(scan.definition is None and not scan.every_event for scan in scans)
     if undefined and any(node["Node Type"] == "Seq Scan" for node, _, _ in reads):
         yield "a definition would have an index"
+
+
+def _packs(reads: list[_Place], conditions: list[str], packed: Set[tuple[str, str]]) -> Iterator[str]:
+    """In how many of the partitions kernels read packs instead."""
+    in_task: dict[int | None, set[str]] = {}
+    for node, task, _ in reads:
+        table = str(node.get("Relation Name"))
+        if conditions and all((condition, table) in packed for condition in conditions):
+            in_task.setdefault(task, set()).add(table)
+    if in_task:
+        yield f"packs instead in {_count(max(map(len, in_task.values())), 'partition')}"
 
 
 def _rows(reads: list[_Place]) -> Iterator[str]:

@@ -7,7 +7,7 @@ import hashlib
 from heap_compiler import CompiledSegment, HeapError, compile_segment
 from heap_compiler.errors import Span
 from heap_compiler.members import unknown_segment
-from heap_extension.server.catalog import DatabaseCatalog, has_citus
+from heap_extension.server.catalog import DatabaseCatalog
 from heap_extension.server.quote import literal, literal_array, qualified
 from heap_extension.server.roles import grant_roles
 from heap_extension.server.versions import new_version
@@ -62,7 +62,7 @@ def fill_list(catalog: DatabaseCatalog, name: str) -> list[str]:
             f"CREATE TABLE {table} (user_id bigint PRIMARY KEY)",
             f"COMMENT ON TABLE {table} IS {literal(f'The users of the segment {name}')}",
         ]
-        if has_citus(catalog.database):
+        if catalog.app.in_citus:
             users = literal(qualified(app, "users"))
             commands.append(f"SELECT create_distributed_table({literal(table)}, 'user_id', colocate_with => {users})")
     return [

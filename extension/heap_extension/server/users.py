@@ -16,7 +16,7 @@ from heap_extension.copies import (
     event_copies,
     merged_rows,
 )
-from heap_extension.server.catalog import DatabaseCatalog, is_distributed, rows
+from heap_extension.server.catalog import DatabaseCatalog, rows
 from heap_extension.server.indexes import WAKE_MAINTAIN
 from heap_extension.server.quote import literal, qualified
 from heap_extension.server.versions import new_version
@@ -161,7 +161,7 @@ def _merge(catalog: DatabaseCatalog, user: int, into: int) -> list[str]:
     ending -= {into}
     if not ending:
         return []
-    if is_distributed(catalog.database, catalog.app.name):
+    if catalog.is_distributed:
         return [
             "INSERT INTO heap.user_merge (app, user_id, merged_into)"
             f" SELECT {literal(catalog.app.name)}, merged, {into} FROM unnest({_array(sorted(ending))}) AS merged"
@@ -230,7 +230,7 @@ def upgrade(catalog: DatabaseCatalog) -> list[str]:
     return [
         f"ALTER TABLE {qualified(app, 'events')} ADD COLUMN merge_id bigint",
         f"ALTER TABLE {qualified(app, 'users')} ADD COLUMN property_times jsonb",
-        *merging_tables(app, distributed=is_distributed(catalog.database, app)),
+        *merging_tables(app, distributed=catalog.is_distributed),
     ]
 
 

@@ -154,11 +154,13 @@ class Acknowledger:
             if batch.left == 0:
                 self._done(batch)
         # Kafka's client ends every message in time, and the batch counts until then, also when the caller is gone.
-        await asyncio.shield(batch.future)
+        await batch.future
 
     def _done(self, batch: _Batch) -> None:
         self._waiting -= 1
         self._in_flight.remove(batch.size)
+        if batch.future.done():  # cancelled: nobody waits for it any more
+            return
         if batch.error is None:
             batch.future.set_result(None)
         else:

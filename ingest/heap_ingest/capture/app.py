@@ -1,4 +1,4 @@
-"""The capture server as an ASGI application: routes, write keys, answers.
+"""The capture server as an application of granian's interface RSGI: routes, write keys, answers.
 
 A request's way: key, body, JSON, messages, Kafka, answer. 2xx is said after Kafka has acknowledged all of it, and what
 is said otherwise can be done again without harm.
@@ -12,7 +12,7 @@ import binascii
 import contextlib
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -24,7 +24,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from heap_extension.values import NUMBER
 from heap_ingest.capture.acknowledge import Acknowledger, NotAcknowledgedError
-from heap_ingest.capture.body import BodyRefusedError, Held, InFlight, Receive, read_body
+from heap_ingest.capture.body import BodyRefusedError, BodySource, Headers, Held, InFlight, read_body
 from heap_ingest.capture.limits import Limits
 from heap_ingest.capture.metrics import Metrics
 from heap_ingest.capture.openapi import openapi_document
@@ -47,19 +47,16 @@ from heap_ingest.write_keys import WriteKey, WriteKeys
 
 __all__ = ["CaptureApp"]
 
-_Scope = MutableMapping[str, Any]
-_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
 _GIF = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
-_JSON = (b"content-type", b"application/json")
-_MEDIA_TYPES = frozenset({b"", b"application/json", b"text/plain", b"application/octet-stream"})
+_JSON = ("content-type", "application/json")
+_MEDIA_TYPES = frozenset({"", "application/json", "text/plain", "application/octet-stream"})
 _PREFLIGHT = (
-    (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
-    (b"access-control-allow-headers", b"authorization, content-encoding, content-type, x-write-key"),
-    (b"access-control-max-age", b"86400"),
+    ("access-control-allow-methods", "GET, POST, OPTIONS"),
+    ("access-control-allow-headers", "authorization, content-encoding, content-type, x-write-key"),
+    ("access-control-max-age", "86400"),
 )
-_ANY_ORIGIN = (b"access-control-allow-origin", b"*")
-_EXPOSED = (b"access-control-expose-headers", b"retry-after")
+_ANY_ORIGIN = ("access-control-allow-origin", "*")
+_EXPOSED = ("access-control-expose-headers", "retry-after")
 _ENVELOPE = ("write_key", "sent_at", "clock_offset")
 _RETRY_AFTER = 5
 _MAX_BUCKETS = 10_000
@@ -71,7 +68,7 @@ class _Answer:
 
     status: int
     body: bytes
-    headers: tuple[tuple[bytes, bytes], ...] = (_JSON,)
+    headers: tuple[tuple[str, str], ...] = (_JSON,)
 
 
 class _RefusedRequestError(Exception):
@@ -91,7 +88,7 @@ class _Request:
     method: str
     path: str
     query: Mapping[str, str]
-    headers: dict[bytes, bytes]
+    headers: Headers
     client: str | None
     received_at: datetime
 
@@ -129,7 +126,7 @@ class CaptureApp:
         self._measuring: asyncio.Task[None] | None = None
         self._openapi = msgspec.json.format(msgspec.json.encode(openapi_document(limits)), indent=2)
         events, users = partial(parse_items, EventMessage), partial(parse_items, UserMessage)
-        self._routes: dict[str, dict[str, Callable[[_Request, Receive], Awaitable[_Answer]]]] = {
+        self._routes: dict[str, dict[str, Callable[[_Request, BodySource], Awaitable[_Answer]]]] = {
             "/capture": {"POST": partial(self._take, events, "events")},
             "/track": {"POST": partial(self._take, events, None)},
             "/identify": {"POST": partial(self._take, parse_identify, None)},
@@ -140,29 +137,26 @@ class CaptureApp:
             "/openapi.json": {"GET": self._show_openapi},
         }
 
-    async def __call__(self, scope: _Scope, receive: Receive, send: _Send) -> None:
-        """One request, or the server's life, as ASGI has it."""
-        if scope["type"] == "lifespan":
-            await self._live(receive, send)
+    async def __rsgi__(self, scope: Any, protocol: Any) -> None:
+        """One request."""
+        if scope.proto != "http":
             return
-        if scope["type"] != "http":
-            return
-        answer, route = await self._answer(scope, receive)
+        answer, route = await self._answer(scope, protocol)
         self.metrics.requests.labels(route, answer.status).inc()
-        headers = [*answer.headers, (b"content-length", str(len(answer.body)).encode()), _ANY_ORIGIN, _EXPOSED]
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else answer.body})
+        headers = [*answer.headers, _ANY_ORIGIN, _EXPOSED]
+        if scope.method == "HEAD":
+            headers.append(("content-length", str(len(answer.body))))
+            protocol.response_empty(answer.status, headers)
+        else:
+            protocol.response_bytes(answer.status, headers, answer.body)
 
-    async def _live(self, receive: Receive, send: _Send) -> None:
-        while True:
-            message = await receive()
-            if message["type"] == "lifespan.startup":
-                await self.start()
-                await send({"type": "lifespan.startup.complete"})
-            elif message["type"] == "lifespan.shutdown":
-                await self.stop()
-                await send({"type": "lifespan.shutdown.complete"})
-                return
+    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Before the first request."""
+        loop.run_until_complete(self.start())
+
+    def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """After the last one was taken."""
+        loop.run_until_complete(self.stop())
 
     async def start(self) -> None:
         """Reads the keys and connects to Kafka. Neither has to be there yet: until then requests are answered 503."""
@@ -177,72 +171,70 @@ class CaptureApp:
         await self.acknowledger.stop()
         await self.keys.stop()
 
-    async def _answer(self, scope: _Scope, receive: Receive) -> tuple[_Answer, str]:
-        path: str = scope["path"]
+    async def _answer(self, scope: Any, source: BodySource) -> tuple[_Answer, str]:
+        path: str = scope.path
         methods = self._routes.get(path)
         route = path if methods is not None else "other"
         try:
             if methods is None:
                 raise _RefusedRequestError(404, f"there is no such path; those are {', '.join(self._routes)}")
-            method: str = scope["method"]
+            method: str = scope.method
             if method == "OPTIONS":
                 return _Answer(204, b"", _PREFLIGHT), route
             respond = methods.get("GET" if method == "HEAD" else method)
             if respond is None:
                 allowed = ", ".join([*methods, "OPTIONS"])
-                raise _RefusedRequestError(405, f"expected is {allowed}", headers=[(b"allow", allowed.encode())])
-            return await respond(self._request(scope), receive), route
+                raise _RefusedRequestError(405, f"expected is {allowed}", headers=[("allow", allowed)])
+            return await respond(self._request(scope), source), route
         except _RefusedRequestError as error:
             headers = [_JSON, *error.headers]
             if error.retry_after is not None:
-                headers.append((b"retry-after", str(math.ceil(error.retry_after)).encode()))
+                headers.append(("retry-after", str(math.ceil(error.retry_after))))
             return _Answer(error.status, _error(str(error)), tuple(headers)), route
         except BodyRefusedError as error:
             headers = [_JSON]
             if error.status == 503:
-                headers.append((b"retry-after", str(_RETRY_AFTER).encode()))
+                headers.append(("retry-after", str(_RETRY_AFTER)))
             if error.status in {408, 413, 503}:  # the rest of the body is not read
-                headers.append((b"connection", b"close"))
+                headers.append(("connection", "close"))
             return _Answer(error.status, _error(str(error)), tuple(headers)), route
         except RefusedError as error:
             return _Answer(400, _error(str(error))), route
         except NotAcknowledgedError as error:
             message = f"Kafka has not acknowledged all of it ({error}): send the whole request again, which is harmless"
-            return _Answer(503, _error(message), (_JSON, (b"retry-after", str(_RETRY_AFTER).encode()))), route
+            return _Answer(503, _error(message), (_JSON, ("retry-after", str(_RETRY_AFTER)))), route
 
-    def _request(self, scope: _Scope) -> _Request:
-        headers = dict(scope["headers"])
+    def _request(self, scope: Any) -> _Request:
         try:
-            query = dict(parse_qsl(scope["query_string"].decode(), keep_blank_values=True, max_num_fields=500))
-        except ValueError:  # UnicodeDecodeError is one
+            query = dict(parse_qsl(scope.query_string, keep_blank_values=True, max_num_fields=500))
+        except ValueError:
             raise _RefusedRequestError(400, "the query string cannot be read") from None
-        return _Request(
-            scope["method"], scope["path"], query, headers, self._address(scope, headers), datetime.now(UTC)
-        )
+        return _Request(scope.method, scope.path, query, scope.headers, self._address(scope), datetime.now(UTC))
 
-    def _address(self, scope: _Scope, headers: Mapping[bytes, bytes]) -> str | None:
+    def _address(self, scope: Any) -> str | None:
         """The client's address: the connection's, or what the outermost of our own proxies saw."""
         if self.proxies:
-            forwarded = [part.strip() for part in headers.get(b"x-forwarded-for", b"").decode("latin-1").split(",")]
+            forwarded = [part.strip() for part in scope.headers.get("x-forwarded-for", "").split(",")]
             seen = forwarded[-self.proxies] if len(forwarded) >= self.proxies else ""
             return seen[:45] or None
-        return scope["client"][0] if scope.get("client") else None
+        address, _, _port = scope.client.rpartition(":")
+        return address.strip("[]") or None
 
     async def _take(
         self,
         read: Callable[[Body, Origin, Limits], Parsed],
         listed: str | None,
         request: _Request,
-        receive: Receive,
+        source: BodySource,
     ) -> _Answer:
         """A POST: what it says is in Kafka when this returns."""
         given = _given_key(request)
         key = await self._key(given) if given is not None else None
-        media_type = request.headers.get(b"content-type", b"").split(b";", 1)[0].strip().lower()
+        media_type = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
         if media_type not in _MEDIA_TYPES:
             raise _RefusedRequestError(415, "content-type: application/json is expected, or text/plain with JSON in it")
         with Held(self.in_flight) as held:
-            body = await read_body(receive, request.headers, self.limits, held)
+            body = await read_body(source, request.headers, self.limits, held)
             self.metrics.bytes.inc(len(body))
             started = time.monotonic()
             content = parse_body(body, listed)
@@ -258,13 +250,13 @@ class CaptureApp:
         return await self._deliver(request, key, origin, parsed, started)
 
     def _origin(self, request: _Request, key: WriteKey, sent_at: Any, clock_offset: Any) -> Origin:
-        agent = request.headers.get(b"user-agent")
+        agent = request.headers.get("user-agent")
         return Origin(
             key.app,
             request.received_at,
             clock_correction(sent_at, clock_offset, request.received_at, self.limits),
             request.client if key.keep_address else None,
-            agent.decode("latin-1")[:512].replace("\x00", "") if agent else None,
+            agent[:512] if agent else None,
         )
 
     async def _deliver(
@@ -290,7 +282,7 @@ class CaptureApp:
             metrics.acknowledged.observe(time.monotonic() - started)
         return _Answer(200, _result(accepted, parsed.rejected, origin))
 
-    async def _pixel(self, request: _Request, _receive: Receive) -> _Answer:
+    async def _pixel(self, request: _Request, _source: BodySource) -> _Answer:
         """An event in the query of an image: what is neither id nor column and looks like a number is one."""
         given = _given_key(request)
         if given is None:
@@ -312,7 +304,7 @@ class CaptureApp:
         answer = await self._deliver(request, key, origin, parsed, started)
         if answer.status != 200:
             return answer
-        return _Answer(200, _GIF, ((b"content-type", b"image/gif"), (b"cache-control", b"no-store")))
+        return _Answer(200, _GIF, (("content-type", "image/gif"), ("cache-control", "no-store")))
 
     async def _key(self, text: str) -> WriteKey:
         key = await self.keys.find(text)
@@ -331,15 +323,15 @@ class CaptureApp:
             bucket = self._buckets[key.key] = Bucket(rate)
         return bucket
 
-    async def _health(self, _request: _Request, _receive: Receive) -> _Answer:
+    async def _health(self, _request: _Request, _source: BodySource) -> _Answer:
         """200 when events can be taken."""
         state = {"kafka": self.acknowledger.brokers_up > 0, "write_keys": self.keys.loaded}
         return _Answer(200 if all(state.values()) else 503, msgspec.json.encode(state))
 
-    async def _show_metrics(self, _request: _Request, _receive: Receive) -> _Answer:
-        return _Answer(200, self.metrics.page(self._set_gauges), ((b"content-type", CONTENT_TYPE_LATEST.encode()),))
+    async def _show_metrics(self, _request: _Request, _source: BodySource) -> _Answer:
+        return _Answer(200, self.metrics.page(self._set_gauges), (("content-type", CONTENT_TYPE_LATEST),))
 
-    async def _show_openapi(self, _request: _Request, _receive: Receive) -> _Answer:
+    async def _show_openapi(self, _request: _Request, _source: BodySource) -> _Answer:
         return _Answer(200, self._openapi)
 
     def _set_gauges(self) -> None:
@@ -356,10 +348,10 @@ class CaptureApp:
 
 def _given_key(request: _Request) -> str | None:
     """The write key of a request, unless it is in its body."""
-    if header := request.headers.get(b"x-write-key"):
-        return header.decode("latin-1")
-    if header := request.headers.get(b"authorization"):
-        scheme, _, text = header.decode("latin-1").partition(" ")
+    if header := request.headers.get("x-write-key"):
+        return str(header)
+    if header := request.headers.get("authorization"):
+        scheme, _, text = str(header).partition(" ")
         if scheme.lower() == "bearer":
             return text.strip()
         if scheme.lower() == "basic":  # the key as user, without a password
@@ -370,7 +362,7 @@ def _given_key(request: _Request) -> str | None:
 
 
 def _unauthorized(message: str) -> _RefusedRequestError:
-    return _RefusedRequestError(401, message, headers=[(b"www-authenticate", b"Bearer")])
+    return _RefusedRequestError(401, message, headers=[("www-authenticate", "Bearer")])
 
 
 def _number(text: str) -> int | float:

@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]  # it is documented there
 
 from heap_ingest.capture.limits import Limits
 
-__all__ = ["BodyRefusedError", "InFlight", "Receive", "read_body"]
+__all__ = ["BodyRefusedError", "BodySource", "Headers", "InFlight", "read_body"]
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _PIECE = 64 * 1024
+
+
+class Headers(Protocol):
+    """A request's headers, by their names in small letters. RSGI has no values that are not ASCII."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value, or the default."""
+
+
+class BodySource(Protocol):
+    """Where a body comes from, as RSGI has it: whole, or piece by piece."""
+
+    async def __call__(self) -> bytes:
+        """All of it."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Its pieces. When the client goes away they just end."""
 
 
 class BodyRefusedError(Exception):
@@ -72,54 +90,58 @@ class Held:
         self.keep(0)
 
 
-async def read_body(receive: Receive, headers: dict[bytes, bytes], limits: Limits, held: Held) -> bytes:
+async def read_body(source: BodySource, headers: Headers, limits: Limits, held: Held) -> bytes:
     """The whole body, unpacked.
+
+    One that fits into the buffer that its connection has anyway is read at once, which costs half as much; all others
+    count as held piece by piece.
 
     Raises:
         BodyRefusedError: it is too large, as sent or unpacked, comes too slowly, ends early, or is no gzip; or the
             process holds too much already.
     """
-    declared = headers.get(b"content-length", b"")
-    if declared.isdigit() and int(declared) > limits.body_bytes:
+    length = headers.get("content-length", "")
+    declared = int(length) if length.isdigit() else None
+    if declared is not None and declared > limits.body_bytes:
         raise _too_large(limits.body_bytes)
-    unpacker = _unpacker(headers.get(b"content-encoding", b""))
+    unpacker = _unpacker(headers.get("content-encoding", ""))
     try:
         async with asyncio.timeout(limits.body_seconds):
-            return await _read(receive, unpacker, limits, held)
+            if declared is None or declared > _PIECE or unpacker is not None:
+                return await _read(source, declared, unpacker, limits, held)
+            body = await source()
     except TimeoutError:
         raise BodyRefusedError(408, f"the body took longer than {limits.body_seconds:g} seconds") from None
+    except ProtocolClosed:
+        raise _gone() from None
+    held.add(len(body))
+    return body
 
 
-async def _read(receive: Receive, unpacker: Any, limits: Limits, held: Held) -> bytes:
+async def _read(source: BodySource, declared: int | None, unpacker: Any, limits: Limits, held: Held) -> bytes:
     body = bytearray()
     sent = 0
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise BodyRefusedError(400, "the client went away")
-        piece: bytes = message.get("body", b"")
+    async for piece in source:
         sent += len(piece)
         if sent > limits.body_bytes:
             raise _too_large(limits.body_bytes)
         if unpacker is None:
             held.add(len(piece))
-            if not body and not message.get("more_body", False):
-                return piece
             body += piece
         else:
             _unpack(unpacker, piece, body, limits, held)
-        if not message.get("more_body", False):
-            break
+    if declared is not None and sent < declared:
+        raise _gone()
     if unpacker is not None and not unpacker.eof:
         raise BodyRefusedError(400, "the gzip body ends too early")
     return bytes(body)
 
 
-def _unpacker(encoding: bytes) -> Any:
+def _unpacker(encoding: str) -> Any:
     match encoding.lower().strip():
-        case b"" | b"identity":
+        case "" | "identity":
             return None
-        case b"gzip" | b"x-gzip":
+        case "gzip" | "x-gzip":
             return zlib.decompressobj(wbits=31)
     raise BodyRefusedError(415, "content-encoding: gzip is expected, or none")
 
@@ -139,6 +161,10 @@ def _unpack(unpacker: Any, piece: bytes, body: bytearray, limits: Limits, held: 
         body += unpacked
     if unpacker.eof and (unpacker.unused_data or rest):
         raise BodyRefusedError(400, "bytes follow the end of the gzip body")
+
+
+def _gone() -> BodyRefusedError:
+    return BodyRefusedError(400, "the client went away")
 
 
 def _too_large(limit: int, how: str = "") -> BodyRefusedError:

@@ -8,17 +8,16 @@ import psycopg
 import typer
 
 from heap_extension.command.connect import App, Dsn, connect, fail, failing_clearly, find_dsn
+from heap_ingest.options import BootstrapServers, Topic, find_bootstrap_servers
+from heap_ingest.topic_names import EVENTS
 
 __all__ = ["keys", "serve"]
 
 
 def serve(
     dsn: Dsn = None,
-    bootstrap_servers: Annotated[
-        str | None,
-        typer.Option(help="Kafka; default: HEAP_BOOTSTRAP_SERVERS, else `heap ingest broker`.", show_default=False),
-    ] = None,
-    topic: Annotated[str, typer.Option(help="Topic of the log.")] = "heap-events",
+    bootstrap_servers: BootstrapServers = None,
+    topic: Topic = EVENTS,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
     workers: Annotated[int, typer.Option(help="Processes that take requests.", min=1)] = 1,
@@ -43,7 +42,6 @@ def serve(
     from heap_ingest.capture.limits import Limits
     from heap_ingest.capture.serve import CaptureSettings
     from heap_ingest.capture.serve import serve as serve_requests
-    from heap_ingest.command import find_bootstrap_servers
 
     with failing_clearly():
         options = dict(setting.split("=", 1) for setting in kafka or () if "=" in setting)

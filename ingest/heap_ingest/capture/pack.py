@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from heap_ingest.capture.parse import Origin
 from heap_ingest.log import ProducerRecord
-from heap_ingest.messages import EventsMessage, encode, find_partition, message_key
+from heap_ingest.messages import CapturedMessage, encode, message_key
 
 __all__ = ["pack_events"]
 
@@ -20,26 +21,28 @@ def pack_events(
     """Messages that hold these events. One user's have the user's key; several users' go to their partition without.
 
     Args:
-        events: users, and what each did as an encoded `Event`.
+        events: users, and what each did as an encoded event of a `CapturedMessage`.
         origin: what all events have.
         partitions: of the log; while that is not known, each user's events go alone.
         message_bytes: of the events of one message; an event that is larger has its own.
     """
-    by_user: defaultdict[int, list[bytes]] = defaultdict(list)
-    for user_id, event in events:
-        by_user[user_id].append(event)
-    keyed = [(message_key(origin.app, user_id), found) for user_id, found in by_user.items()]
-    together: list[tuple[bytes | None, int, list[bytes]]] = [(key, -1, found) for key, found in keyed]
-    if partitions is not None and len(keyed) > 1:
-        by_partition: defaultdict[int, list[bytes]] = defaultdict(list)
-        for key, found in keyed:
-            by_partition[find_partition(key, partitions)] += found
-        together = [(None, partition, found) for partition, found in by_partition.items()]
-    head = encode(
-        EventsMessage(
-            app=origin.app, received_at=origin.received_at, ip=origin.ip, user_agent=origin.user_agent, events=[]
-        )
-    ).removesuffix(_END)
+    app = origin.app
+    users = {user_id for user_id, _ in events}
+    groups: defaultdict[int, list[bytes]] = defaultdict(list)
+    together: Iterable[tuple[bytes | None, int, list[bytes]]]
+    if len(users) == 1 or partitions is None:
+        for user_id, event in events:
+            groups[user_id].append(event)
+        together = ((message_key(app, user_id), -1, found) for user_id, found in groups.items())
+    else:
+        start = zlib.crc32(f"{app}:".encode())  # `find_partition` of each user's key, without making that
+        for user_id, event in events:
+            groups[zlib.crc32(b"%d" % user_id, start) % partitions].append(event)
+        together = ((None, partition, found) for partition, found in groups.items())
+    message = CapturedMessage(
+        app=app, received_at=origin.received_at, ip=origin.ip, user_agent=origin.user_agent, events=[]
+    )
+    head = encode(message).removesuffix(_END)
     for maybe_key, partition, found in together:
         for part in _split(found, message_bytes):
             yield ProducerRecord(maybe_key, b"".join((head, b",".join(part), _END)), partition)

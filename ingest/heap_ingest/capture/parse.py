@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from itertools import chain
+from operator import attrgetter
 from typing import Any, NoReturn
 
 import msgspec
@@ -21,9 +23,9 @@ import msgspec
 from heap_compiler.schema import EVENT_COLUMNS
 from heap_extension.values import RefusedValueError, id_number, stored_json, stored_text, time_instant, user_number
 from heap_ingest.capture.limits import Limits
-from heap_ingest.capture.redact import is_card, is_dropped, is_of_page, redact_event
+from heap_ingest.capture.redact import has_secrets, is_card, is_dropped, is_of_page, redact_event
 from heap_ingest.log import ProducerRecord
-from heap_ingest.messages import Event, EventMessage, IdentifyMessage, Message, UserMessage, encode, message_key
+from heap_ingest.messages import EventMessage, IdentifyMessage, Message, UserMessage, encode, message_key
 
 __all__ = [
     "COLUMNS",
@@ -85,7 +87,7 @@ class Parsed:
     Attributes:
         items: in the request, those rejected among them.
         rejected: what is not taken.
-        events: users, and what each did as an encoded `Event`.
+        events: users, and what each did as an encoded event of a `CapturedMessage`.
         records: all other messages.
         redacted: fields taken out.
     """
@@ -145,9 +147,16 @@ _Event: Any = msgspec.defstruct(
     bases=(_Named,),
     omit_defaults=True,
     forbid_unknown_fields=True,
+    gc=False,
 )
-"""An event as most clients send it: read from JSON without a detour, and, once what it has beside columns is taken out
-of it, written as the columns of a message."""
+"""An event as most clients send it: read from JSON without a detour, given its ids and its time, and so written as an
+event of a `CapturedMessage`."""
+
+_get_type, _get_anonymous, _get_properties = map(attrgetter, ("type", "anonymous_id", "properties"))
+_get_kind = attrgetter("type", "target_tag")
+_RESOLVED = {name: attrgetter(name) for name in ("user_id", "time", "event_id", "session_id")}
+"""What an event may have in several forms, and its message in one."""
+_NOTHING, _INTEGERS, _TEXTS = {None}, {int}, {str}
 
 _Batch: Any = msgspec.defstruct(
     "_Batch",
@@ -166,6 +175,7 @@ class Body:
         shared: fields of every item that does not have them itself.
         write_key, sent_at, clock_offset: as in the body.
         has_nul: it spells a NUL character somewhere, which PostgreSQL cannot store.
+        is_typed: its items are all events that were read already.
     """
 
     items: Sequence[Any]
@@ -174,6 +184,7 @@ class Body:
     sent_at: Any = None
     clock_offset: Any = None
     has_nul: bool = False
+    is_typed: bool = False
 
 
 def parse_body(body: bytes, listed: str | None) -> Body:
@@ -186,11 +197,11 @@ def parse_body(body: bytes, listed: str | None) -> Body:
     Raises:
         RefusedError: it is no JSON, or not of this form.
     """
-    has_nul = rb"\u0000" in body
+    has_nul = b"\\" in body and rb"\u0000" in body  # to look for one byte is much faster
     if listed == "events" and not has_nul:
         with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # what is wrong is found out below
             batch = _batch_decoder.decode(body)
-            return Body(batch.events, {}, batch.write_key, batch.sent_at, batch.clock_offset)
+            return Body(batch.events, {}, batch.write_key, batch.sent_at, batch.clock_offset, is_typed=True)
     content = parse_json(body)
     if type(content) is list and listed is not None:
         return Body(content, has_nul=has_nul)
@@ -239,6 +250,11 @@ def parse_items(kind: type[Message], body: Body, origin: Origin, limits: Limits)
     """
     reader = _READERS[kind](origin, limits)
     parsed = Parsed(len(body.items))
+    if body.is_typed and isinstance(reader, _EventReader):
+        together = reader.together(body.items)
+        if together is not None:
+            parsed.events = together
+            return parsed
     for index, item in enumerate(body.items):
         try:
             if type(item) is not _Event:
@@ -253,7 +269,7 @@ def parse_items(kind: type[Message], body: Body, origin: Origin, limits: Limits)
                 reader.check_texts(message)
                 if len(value) > limits.message_bytes:
                     raise RefusedError(f"{len(value):,} bytes; at most {limits.message_bytes:,} are taken")
-            if isinstance(message, Event):
+            if type(message) is _Event:
                 parsed.events.append((message.user_id, value))
             else:
                 parsed.records.append(ProducerRecord(message_key(message.app, message.user_id), value))
@@ -277,11 +293,11 @@ class _Reader:
         self._correction = origin.correction
         self._latest = origin.received_at + timedelta(seconds=limits.ahead)
 
-    def message(self, item: Any) -> Event | UserMessage | IdentifyMessage:
+    def message(self, item: Any) -> Any:
         """Raises RefusedError or RefusedValueError: the item cannot be taken."""
         raise NotImplementedError
 
-    def check_texts(self, message: Event | UserMessage | IdentifyMessage) -> None:
+    def check_texts(self, message: Any) -> None:
         """Raises RefusedError: a text of a message that is not small is too long."""
 
     def user(self, user: Any, anonymous: Any) -> int:
@@ -370,42 +386,122 @@ class _EventReader(_Reader):
         super().__init__(origin, limits)
         self._ranks: defaultdict[tuple[int, datetime], int] = defaultdict(int)
 
-    def message(self, item: Any) -> Event:
+    def together(self, events: Sequence[Any]) -> list[tuple[int, bytes]] | None:
+        """All events of a request, just as `message` and `encode` give them one by one; None when they have to be taken
+        one by one, since something is to be rejected, taken out or looked at more closely.
+
+        What there is to ask of an event is asked of all of them at once, by functions that are compiled: asked one by
+        one in Python it would cost several times what it costs to read the JSON.
+        """
+        if not events:
+            return []
+        limits = self.limits
+        try:
+            if not all(0 < len(event_type) <= limits.name_length for event_type in set(map(_get_type, events))):
+                return None
+            if set(map(_get_anonymous, events)) != _NOTHING:
+                for event in events:
+                    _settle_anonymous(event)
+            given = [list(map(get, events)) for get in _RESOLVED.values()]
+            users, times, ids, sessions = given
+            resolved: list[list[Any]] = [
+                self._users(users),
+                self._times(times),
+                self._ids("event", ids),
+                self._ids("session", sessions),
+            ]
+        except (RefusedError, RefusedValueError, TypeError):
+            return None
+        if None in times and any(
+            time is None and event_id is not None for time, event_id in zip(times, resolved[2], strict=True)
+        ):
+            return None
+        if has_secrets(events) or not self._are_plain(events):
+            return None
+        _assign(events, given, resolved)
+        if None in resolved[2]:
+            for event in events:
+                if event.event_id is None:
+                    event.event_id = self._made_id(event)
+        values = list(map(encode, events))
+        if max(map(len, values)) > limits.text_length:  # only then a text in one of them can be too long
+            _assign(events, [None] * len(given), given)
+            self._ranks.clear()
+            return None
+        return list(zip(resolved[0], values, strict=True))
+
+    def _users(self, given: list[Any]) -> list[int]:
+        if set(map(type, given)) == _INTEGERS and min(given) >= _SMALLEST and max(given) <= _LARGEST:
+            return given
+        return [self.user(user, None) for user in given]
+
+    def _times(self, given: list[Any]) -> list[datetime]:
+        if set(map(type, given)) == _TEXTS:
+            # Else each is looked at. One without an offset, which cannot be compared, is among those.
+            with suppress(ValueError, TypeError, OverflowError):
+                times = list(map(datetime.fromisoformat, given))
+                if self._correction:
+                    times = [time + self._correction for time in times]
+                if min(times) >= _EARLIEST and max(times) <= self._latest:
+                    return times
+        return [self.time(time) for time in given]
+
+    def _ids(self, what: str, given: list[Any]) -> list[Any]:
+        if set(map(type, given)) == _INTEGERS and min(given) >= _SMALLEST and max(given) <= _LARGEST:
+            return given
+        return [None if value is None else self._id(what, value) for value in given]
+
+    def _are_plain(self, events: Sequence[Any]) -> bool:
+        """Whether `properties` has nothing to say about any of theirs. Objects and arrays in them it has to see."""
+        kinds = set(map(_get_kind, events))
+        of_page = {kind for kind in kinds if is_of_page(*kind)}
+        if not of_page or of_page == kinds:
+            return self._are_plain_of(events, bool(of_page))
+        return self._are_plain_of([event for event in events if _get_kind(event) in of_page], True) and (
+            self._are_plain_of([event for event in events if _get_kind(event) not in of_page], False)
+        )
+
+    def _are_plain_of(self, events: Sequence[Any], of_page: bool) -> bool:
+        limits = self.limits
+        given = list(filter(None, map(_get_properties, events)))
+        if not given:
+            return True
+        names = set().union(*given)
+        if max(map(len, given)) > limits.properties or max(map(len, names)) > limits.name_length:
+            return False
+        if any(is_dropped(name, of_page) for name in names):
+            return False
+        try:
+            values = set(chain.from_iterable(map(dict.values, given)))
+        except TypeError:  # objects and arrays are not hashable
+            return False
+        return not (of_page and is_card("\n".join([text for text in values if type(text) is str])))
+
+    def message(self, item: Any) -> Any:
         event = item if type(item) is _Event else _typed(item)
         limits = self.limits
-        event_type, given_time, properties = event.type, event.time, event.properties
+        event_type, time = event.type, event.time
         if event_type is None or not 0 < len(event_type) <= limits.name_length:
             raise RefusedError(f"type: a text of 1 to {limits.name_length} characters is expected")
-        user_id = event.user_id
-        if type(user_id) is not int or not _SMALLEST <= user_id <= _LARGEST:
-            user_id = self.user(user_id, event.anonymous_id)
-        time = self.time(given_time)
-        session_id, event_id = event.session_id, event.event_id
-        if session_id is not None:
-            session_id = self._id("session", session_id)
-        if event_id is not None:
-            event_id = self._id("event", event_id)
-        if event_id is not None and given_time is None:
+        _settle_anonymous(event)
+        event.user_id = self.user(event.user_id, None)
+        event.time = self.time(time)
+        if event.session_id is not None:
+            event.session_id = self._id("session", event.session_id)
+        if event.event_id is not None:
+            event.event_id = self._id("event", event.event_id)
+        if event.event_id is not None and time is None:
             raise RefusedError("time: an event with an event_id needs one, since both together identify it")
-        if properties is None:
-            properties = {}
-        if event.anonymous_id is not None:
-            if event.user_id not in (None, ""):
-                properties.setdefault("anonymous_id", event.anonymous_id)
-            event.anonymous_id = None
-        # Without these, the event is its columns.
-        event.type = event.time = event.properties = event.user_id = event.session_id = event.event_id = None
         self.redacted += redact_event(event)
-        if properties:
-            self.properties("properties", properties, is_of_page(event_type, event.target_tag))
-        if event_id is None:
-            event_id = self._made_id(user_id, time, event_type, session_id, event, properties)
-        return Event(user_id, time, event_id, event_type, session_id, event, properties)
+        if event.properties:
+            self.properties("properties", event.properties, is_of_page(event_type, event.target_tag))
+        if event.event_id is None:
+            event.event_id = self._made_id(event)
+        return event
 
-    def check_texts(self, message: Event | UserMessage | IdentifyMessage) -> None:
-        assert isinstance(message, Event)
+    def check_texts(self, message: Any) -> None:
         for name in COLUMNS:
-            text = getattr(message.columns, name)
+            text = getattr(message, name)
             if text is not None and len(text) > self.limits.text_length:
                 raise _too_long(name, text, self.limits)
 
@@ -419,18 +515,15 @@ class _EventReader(_Reader):
         length = self.limits.name_length
         raise RefusedError(f"{what}_id: a number, or a text of at most {length} characters, is expected")
 
-    def _made_id(
-        self,
-        user_id: int,
-        time: datetime,
-        event_type: str,
-        session_id: int | None,
-        columns: Any,
-        properties: dict[str, Any],
-    ) -> int:
+    def _made_id(self, event: Any) -> int:
+        user_id, time, event_type = event.user_id, event.time, event.type
+        session_id, properties = event.session_id, event.properties
         rank = self._ranks[user_id, time]
         self._ranks[user_id, time] = rank + 1
-        content = msgspec.json.encode((event_type, session_id, columns, properties))
+        event.user_id = event.time = event.type = event.session_id = event.properties = None  # it is its columns now
+        content = encode((event_type, session_id, event, properties or {}))
+        event.user_id, event.time, event.type = user_id, time, event_type
+        event.session_id, event.properties = session_id, properties
         digest = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
         return (rank << _RANK_SHIFT) | (digest & ((1 << _RANK_SHIFT) - 1))
 
@@ -496,6 +589,28 @@ _READERS: dict[type[Message], type[_Reader]] = {
     UserMessage: _UserReader,
     IdentifyMessage: _IdentifyReader,
 }
+
+
+def _settle_anonymous(event: Any) -> None:
+    """An `anonymous_id` is the user where there is no other, else a property."""
+    anonymous = event.anonymous_id
+    if anonymous is None:
+        return
+    if event.user_id in (None, ""):
+        event.user_id = anonymous
+    else:
+        if event.properties is None:
+            event.properties = {}
+        event.properties.setdefault("anonymous_id", anonymous)
+    event.anonymous_id = None
+
+
+def _assign(events: Sequence[Any], before: list[Any], values: list[Any]) -> None:
+    """Gives events these users, times, ids and sessions, where those are not the ones from before."""
+    for name, old, new in zip(_RESOLVED, before, values, strict=True):
+        if new is not old:
+            for event, value in zip(events, new, strict=True):
+                setattr(event, name, value)
 
 
 def _typed(item: dict[str, Any]) -> Any:

@@ -6,10 +6,12 @@ Clients leave these out; here they are dropped once more, before Kafka, since th
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
-__all__ = ["is_card", "is_dropped", "is_of_page", "redact_event"]
+__all__ = ["has_secrets", "is_card", "is_dropped", "is_of_page", "redact_event"]
 
 _INTERACTIONS = frozenset(
     {"click", "change", "submit", "input", "focus", "blur", "keydown", "keyup", "keypress", "paste"}
@@ -26,6 +28,9 @@ _NO_LETTERS = re.compile(r"[^a-z0-9]+")
 
 _ADDRESSES = ("path", "query", "hash", "href", "referrer", "landing_page")
 """Columns that may hold a URL's parameters."""
+
+_get_hierarchy, _get_tag, _get_text = map(attrgetter, ("hierarchy", "target_tag", "target_text"))
+_get_addresses = attrgetter(*_ADDRESSES)
 
 _SECRET_PARTS = (
     "password", "passwd", "passphrase", "passcode", "creditcard", "cardnumber", "cardnum", "ccnumber", "ccnum",
@@ -75,19 +80,42 @@ def redact_event(event: Any) -> int:
     return changed
 
 
+def has_secrets(events: Sequence[Any]) -> bool:
+    """Whether `redact_event` might change any of these events; it is asked of their different values, which are few."""
+    texts = set(map(_get_text, events))
+    texts.discard(None)
+    if is_card("\n".join(texts)):
+        return True
+    hierarchies = set(map(_get_hierarchy, events))
+    hierarchies.discard(None)
+    if any("alue=" in hierarchy or "contenteditable" in hierarchy for hierarchy in hierarchies):
+        return True
+    if any(map(_is_control, set(map(_get_tag, events)))) and any(
+        event.target_text is not None and _is_control(event.target_tag) for event in events
+    ):
+        return True
+    addresses = set().union(*map(_get_addresses, events))
+    addresses.discard(None)
+    return any("=" in address and _PARAMETER.sub(_hide, address) != address for address in addresses)
+
+
 def _hide(parameter: re.Match[str]) -> str:
     return f"{parameter[1]}=" if is_dropped(parameter[1], False) else parameter[0]
 
 
 def _is_typed_into(tag: str, hierarchy: str) -> bool:
-    if tag.lower() in _CONTROLS:
+    if _is_control(tag):
         return _BUTTON.search(hierarchy) is None
     return "contenteditable" in hierarchy and _EDITABLE.search(hierarchy) is not None
 
 
+def _is_control(tag: str | None) -> bool:
+    return tag is not None and tag.lower() in _CONTROLS
+
+
 def is_of_page(event_type: str, target_tag: str | None) -> bool:
     """Whether an event was captured from a page, by its type or by the element it names."""
-    return event_type in _INTERACTIONS or (target_tag is not None and target_tag.lower() in _CONTROLS)
+    return event_type in _INTERACTIONS or _is_control(target_tag)
 
 
 def is_card(value: Any) -> bool:

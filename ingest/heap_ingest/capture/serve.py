@@ -84,7 +84,7 @@ def serve(settings: CaptureSettings) -> None:
         "heap_ingest.capture.serve:make_app",
         address=settings.host,
         port=settings.port,
-        interface=Interfaces.ASGI,
+        interface=Interfaces.RSGI,
         workers=settings.workers,
         websockets=False,
         backpressure=settings.connections,

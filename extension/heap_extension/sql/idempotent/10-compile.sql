@@ -1,4 +1,4 @@
--- The only PL/Python of the extension: text goes in, SQL or an error comes out, nothing is run. The path of the Python
+-- What all commands and analyses come to: text goes in, SQL or an error comes out, nothing is run. The path of the Python
 -- packages is written here at installation; as a setting, any role could point it at code of its own.
 
 CREATE OR REPLACE FUNCTION heap._compile(request text, arguments text[])
@@ -17,6 +17,7 @@ if "heap" not in GD:
     import heap_extension.server
     heap_extension.server.load()
     gc.freeze()  # and later collections need not look through what stays anyway
+    gc.set_threshold(10_000)  # a statement makes some thousand objects
     gc.enable()
     GD["heap"] = "@version@"
 from heap_extension.server import answer

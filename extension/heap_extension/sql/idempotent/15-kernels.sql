@@ -1,27 +1,51 @@
 -- Kernels run beside the data: the queries of analyses call them once per shard. They read what the caller may read, and,
 -- being STABLE, nothing but reading statements, with the snapshot of the query that calls them.
 
-CREATE OR REPLACE FUNCTION heap._funnel_kernel(relation oid, specification json)
-RETURNS SETOF heap._funnel_totals
-LANGUAGE plpython3u
-STABLE
-STRICT
-ROWS 10
-COST 1000000
-SET search_path = pg_catalog, pg_temp
-SET standard_conforming_strings = on
-SET plan_cache_mode = force_generic_plan
-SET max_parallel_workers_per_gather = 0
-SET jit = off
-AS $python$
+-- All of them have the same settings. They group rows by hashes of sessions, which spill where work_mem is small.
+DO $do$
+DECLARE
+    kernel record;
+BEGIN
+    FOR kernel IN
+        SELECT * FROM (VALUES
+            ('_funnel_kernel', '_funnel_totals', 'funnel', 'funnel',
+                'The totals of a funnel in one shard: that of the row of <app>.shards in the table relation. What it reads and counts is in the specification'),
+            ('_counting_kernel', '_kernel_totals', 'counting', 'counting',
+                'Users and events of one shard by bucket and group, for trends, retention, lifecycle and stickiness; as heap._funnel_kernel'),
+            ('_paths_kernel', '_kernel_totals', 'paths', 'paths',
+                'The moves from node to node in the paths of one shard: a row per step, source and target; as heap._funnel_kernel'),
+            ('_sessions_kernel', '_kernel_totals', 'sessions', 'count_sessions',
+                'The sessions of one shard by bucket and group; as heap._funnel_kernel'),
+            ('_attribution_kernel', '_kernel_totals', 'attribution', 'credited_touches',
+                'What is credited to the touches of one shard: a row per group and number of touches; as heap._funnel_kernel')
+        ) AS kernels (name, totals, module, entry, says)
+    LOOP
+        EXECUTE replace(replace(replace(replace($definition$
+            CREATE OR REPLACE FUNCTION heap.<name>(relation oid, specification json)
+            RETURNS SETOF heap.<totals>
+            LANGUAGE plpython3u
+            STABLE
+            STRICT
+            ROWS 100
+            COST 1000000
+            SET search_path = pg_catalog, pg_temp
+            SET standard_conforming_strings = on
+            SET plan_cache_mode = force_generic_plan
+            SET max_parallel_workers_per_gather = 0
+            SET work_mem = '64MB'
+            SET jit = off
+            AS $python$
 @load_kernels@
-from heap_extension.kernels.funnel import funnel
-return funnel(plpy, relation, specification)
-$python$;
-COMMENT ON FUNCTION heap._funnel_kernel(oid, json) IS
-'The totals of a funnel in one shard: that of the row of <app>.shards in the table relation. What it reads and counts is in the specification';
+from heap_extension.kernels.<module> import <entry>
+return <entry>(plpy, relation, specification)
+$python$
+        $definition$, '<name>', kernel.name), '<totals>', kernel.totals), '<module>', kernel.module), '<entry>', kernel.entry);
+        EXECUTE format('COMMENT ON FUNCTION heap.%I(oid, json) IS %L', kernel.name, kernel.says);
+    END LOOP;
+END
+$do$;
 
-CREATE OR REPLACE FUNCTION heap._counting_kernel(relation oid, specification json)
+CREATE OR REPLACE FUNCTION heap._correlate_kernel(relation oid, specification json)
 RETURNS SETOF heap._kernel_totals
 LANGUAGE plpython3u
 STABLE
@@ -35,31 +59,11 @@ SET max_parallel_workers_per_gather = 0
 SET jit = off
 AS $python$
 @load_kernels@
-from heap_extension.kernels.counting import counting
-return counting(plpy, relation, specification)
+from heap_extension.kernels.correlate import correlate
+return correlate(plpy, relation, specification)
 $python$;
-COMMENT ON FUNCTION heap._counting_kernel(oid, json) IS
-'Users and events of one shard by bucket and group, for trends, retention, lifecycle and stickiness; as heap._funnel_kernel';
-
-CREATE OR REPLACE FUNCTION heap._paths_kernel(relation oid, specification json)
-RETURNS SETOF heap._kernel_totals
-LANGUAGE plpython3u
-STABLE
-STRICT
-ROWS 100
-COST 1000000
-SET search_path = pg_catalog, pg_temp
-SET standard_conforming_strings = on
-SET plan_cache_mode = force_generic_plan
-SET max_parallel_workers_per_gather = 0
-SET jit = off
-AS $python$
-@load_kernels@
-from heap_extension.kernels.paths import paths
-return paths(plpy, relation, specification)
-$python$;
-COMMENT ON FUNCTION heap._paths_kernel(oid, json) IS
-'The moves from node to node in the paths of one shard: a row per step, source and target; as heap._funnel_kernel';
+COMMENT ON FUNCTION heap._correlate_kernel(oid, json) IS
+'Who converts in one shard, and who does not, by the values of each factor; as heap._funnel_kernel';
 
 CREATE OR REPLACE FUNCTION heap._duration_quantiles(durations bytea, fractions double precision[])
 RETURNS double precision[]

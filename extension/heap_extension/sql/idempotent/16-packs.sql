@@ -105,15 +105,20 @@ BEGIN
         EXECUTE 'SELECT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = to_regclass(quote_ident($1) || ''.packs''))'
         INTO is_distributed USING app;
     END IF;
+    WITH here AS (
+        SELECT array_agg(c.oid) AS oids, array_agg(c.oid::regclass::text) AS names
+        FROM pg_class AS c
+        WHERE c.relnamespace = to_regnamespace(quote_ident(app)) AND c.relkind = 'r'
+            AND substring(c.relname, '^(events_\d{4}_\d{2})(?:_\d+)?$') = ANY (partitions)
+    )
     SELECT coalesce(jsonb_agg(jsonb_build_object(
         'relation', c.relname, 'stamp', md5(nullif(s.stamp, '')), 'events', greatest(c.reltuples, 0)::bigint,
         'written', pg_stat_get_tuples_inserted(c.oid) + pg_stat_get_tuples_updated(c.oid) + pg_stat_get_tuples_deleted(c.oid)
     )), '[]')
     INTO tables
-    FROM pg_class AS c
-    CROSS JOIN LATERAL unnest(heap._page_stamps(ARRAY[c.oid::regclass::text])) AS s (stamp)
-    WHERE c.relnamespace = to_regnamespace(quote_ident(app)) AND c.relkind = 'r'
-        AND substring(c.relname, '^(events_\d{4}_\d{2})(?:_\d+)?$') = ANY (partitions);
+    FROM here
+    CROSS JOIN LATERAL unnest(here.oids, heap._page_stamps(here.names)) AS s (oid, stamp)
+    INNER JOIN pg_class AS c ON c.oid = s.oid;
     FOR packs IN
         SELECT c.oid, c.relname FROM pg_class AS c
         WHERE c.relnamespace = to_regnamespace(quote_ident(app)) AND c.relkind = 'r' AND c.relname ~ '^packs(_\d+)?$'

@@ -109,7 +109,7 @@ BEGIN
             UNION ALL
             SELECT
                 t.node, t.partition, t.shard, t.relation, t.packs, t.place, t.stamp, t.written, NULL,
-                encode(sha256('TRUE'), 'hex')
+                encode(sha256('@every_event@'), 'hex')
             FROM tables AS t
             CROSS JOIN heap.settings AS s
             WHERE s.pack_any AND t.events >= s.pack_above

@@ -1,0 +1,1 @@
+ALTER TYPE heap._kernel_totals ADD ATTRIBUTE value numeric;
