@@ -19,6 +19,8 @@ PROBE_COST = 15
 KERNEL_COST = 500
 """Calling the kernel of one shard costs about as much as merging this many events in SQL."""
 
+RULES_COST = 100
+"""The same where chains have other rules: with 300 events SQL takes more than twice as long."""
 
 COUNTING_COST = 100
 """The same for a kernel that counts users by bucket: SQL takes longer there, and plans as long."""
@@ -27,7 +29,7 @@ COUNTING_COST = 100
 def choose_strategy(sequence: Sequence) -> Sequence:
     """Says whether kernels serve the sequence, and what each step is driven by where SQL does."""
     sizes = [step.matching_events for step in sequence.steps]
-    cost = KERNEL_COST * sequence.shards
+    cost = (KERNEL_COST if sequence.is_plain else RULES_COST) * sequence.shards
     vector, reason = _for_kernels(sizes, sequence.shards, sequence.asked, cost)
     return replace(_with_drivers(sequence), vector=vector, reason=reason)
 

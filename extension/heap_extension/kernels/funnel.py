@@ -12,14 +12,11 @@ from heap_extension.kernels.chains import Chains, Reached, blocks, continued, en
 from heap_extension.kernels.effort import events_between
 from heap_extension.kernels.events import Int64, changes
 from heap_extension.kernels.population import Coded, Population
-from heap_extension.kernels.sequences import SequenceAsked, found_chains
+from heap_extension.kernels.sequences import MAX_PROBED, SequenceAsked, found_chains
 from heap_extension.kernels.shard import Between, Database, Selection, Shard, Users
 from heap_extension.kernels.totals import added_up
 
 __all__ = ["Totals", "funnel"]
-
-_MAX_PROBED = 20_000
-"""More users than this are not looked up one by one: their ids would make too long a condition."""
 
 _MILLION = 1_000_000
 """Statistics of durations take microseconds and give seconds: of millionths they give numbers."""
@@ -118,7 +115,7 @@ class _Funnel:
         """The users still on their way when they are few enough to be looked up; else `users`."""
         ranks = reached.ranks
         on_their_way = reached.line.users[ranks[changes(ranks)]]
-        most = 0 if events["size"] is None else min(events["size"] // self._asked["probe_cost"], _MAX_PROBED)
+        most = 0 if events["size"] is None else min(events["size"] // self._asked["probe_cost"], MAX_PROBED)
         return on_their_way if len(on_their_way) <= most else users
 
 
