@@ -111,7 +111,8 @@ def test_kernels_plan_once_in_a_session(two_years: psycopg.Connection[Any]) -> N
     two_years.execute("SELECT set_config('heap.strategy', 'vector', false)")
     try:
         two_years.execute("VACUUM ANALYZE planned.events")
-        assert locked("from '2024-07-01' to '2026-06-20'") == dict.fromkeys(months, every)
+        two_years.execute("UPDATE planned.events SET path = path WHERE event_id <= 720")  # of months that stay the same
+        assert locked("from '2024-07-01' to '2026-06-20'") == dict.fromkeys(months, every)  # events would be kept
         assert locked("from '2024-07-01' to '2026-06-20'") == dict.fromkeys(months, own)
         two_years.execute("SELECT heap.define_event('Other', 'purchase')")
         assert locked("from '2024-07-01' to '2026-06-20'") == dict.fromkeys(months, every + 1), "an index more"

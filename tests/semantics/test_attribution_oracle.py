@@ -144,3 +144,16 @@ def test_touches_of_a_journey(asked: psycopg.Connection[Any]) -> None:
     rows = asked.execute("SELECT * FROM heap.attribution(%s)", (statement,)).fetchall()
     half, share = Decimal("0.5"), Decimal("0.45454545")
     assert rows == [("/a", half, 1, share, 50), ("/b", half, 1, share, 50), (None, 1, 1, Decimal("0.09090909"), 10)]
+
+
+def test_amounts_of_any_size_add_up_exactly(asked: psycopg.Connection[Any]) -> None:
+    at = datetime(2025, 11, 1, tzinfo=UTC)
+    columns = {"target_text": None, "hierarchy": None, "path": "/a", "country": None}
+    for amounts in ([10**40 + 1, 10.25, -3], [2**62, 2**62, 2**62], [0.5, 0.25, 1000]):
+        insert(asked, APP, [
+            Event(user, at, user, "purchase", 1, columns, {"amount": amount})
+            for user, amount in enumerate(amounts, start=1)
+        ])  # fmt: skip
+        rows = asked.execute("SELECT * FROM heap.attribution('of sum(amount) of \"Purchase\" to path')").fetchall()
+        assert [(*row[:4], Fraction(row[4])) for row in rows] == [("/a", 3, 3, 1, sum(map(Fraction, amounts)))]
+        asked.rollback()

@@ -33,7 +33,7 @@ _EVENTS_PER_PERIOD = 30
 
 _SESSION = "session_id::text"
 _NOTHING = -1
-"""The number of the values of no touch."""
+"""Stands for the values of no touch."""
 
 Model = Literal["first", "last", "linear", "position"]
 _Numbers = npt.NDArray[Any]
@@ -66,7 +66,8 @@ class _Read(NamedTuple):
     """The conversions of a slice of users, with what is known of them.
 
     Attributes:
-        sessions: int64[m]; bool[m]: those outside any.
+        sessions: int64[m]; 0 outside any.
+        outside: bool[m].
         values: of those that may be touches, the values they would have; else nothing.
         amounts: what each is worth; None where that is not asked for.
     """
@@ -86,9 +87,9 @@ class _Read(NamedTuple):
 
 
 def credited_touches(database: Database, relation: int, specification: str) -> list[Totals]:
-    """The totals of a shard. A bucket is how many touches conversions have, in the model's eyes; negative of those that
-    are neither the first nor the last of them. It counts how often such a touch is credited, and adds up the values of
-    those conversions. Bucket 0 counts the users.
+    """The totals of a shard, by the values of the touches that the model credits. A bucket is how many touches share a
+    conversion; negative for those that are neither the first nor the last of them. What counts is how often they are
+    credited; the value is the sum of those conversions' amounts. Bucket 0 counts the users.
 
     Args:
         database: PL/Python's `plpy`.
@@ -192,14 +193,15 @@ def _credited(
     """The totals of the conversions at `kept`."""
     amounts, scale = (None, 0) if conversions.amounts is None else _amounts(conversions.amounts)
     values = touches.values[differs(touches.numbers)]
+    of = conversions.events.users
     pairs: list[Int64] = []
     for some in portions(kept, _credits(found.counts[kept], asked["model"]), asked["slice"]):
         conversion, touch, bucket = _expanded(touches, found, some, asked["model"])
-        group = np.where(found.counts[conversion] > 0, values[touch] if len(values) else _NOTHING, _NOTHING)
-        ranks = np.searchsorted(
-            conversions.events.users, conversions.events.users[conversion]
-        )  # of the first of theirs
-        pairs.append(np.unique((group + 1) * len(conversions.outside) + ranks))
+        touched = np.flatnonzero(found.counts[conversion])
+        group = np.full(len(conversion), _NOTHING)
+        group[touched] = values[touch[touched]]
+        ranks = np.searchsorted(of, of[conversion])  # the place of the user's first
+        pairs.append(np.unique((group + 1) * len(of) + ranks))
         width = 2 * int(found.counts.max(initial=0)) + 3
         cells, places = np.unique((group + 1) * width + bucket + width // 2, return_inverse=True)
         counts = np.bincount(places, minlength=len(cells))
@@ -208,7 +210,7 @@ def _credited(
             worth = None if sums is None else EXACT.scaleb(Decimal(sums[at]), -scale)
             yield Totals(cell % width - width // 2, _label(cell // width - 1, labels), [count], value=worth)
     if pairs:
-        of_users = np.bincount(np.unique(np.concatenate(pairs)) // len(conversions.outside))
+        of_users = np.bincount(np.unique(np.concatenate(pairs)) // len(of))
         for number, users in enumerate(of_users.tolist(), start=_NOTHING):
             if users:
                 yield Totals(0, _label(number, labels), [users])
@@ -226,9 +228,10 @@ def _credits(counts: Int64, model: Model) -> Int64:
 def _expanded(touches: Touches, found: Found, some: Int64, model: Model) -> tuple[Int64, Int64, Int64]:
     """A row for everything that is credited: the conversion, the number of the touch, and the bucket."""
     counts = found.counts[some]
-    low, high = (touches.numbers[np.minimum(at[some], len(touches.numbers) - 1)] if len(touches.numbers) else at[some]
-                 for at in (found.lows, np.maximum(found.highs, 0)))  # fmt: skip
-    low, high = np.where(counts > 0, low, 0), np.where(counts > 0, high, 0)
+    touched = np.flatnonzero(counts)
+    low, high = np.zeros_like(counts), np.zeros_like(counts)
+    low[touched] = touches.numbers[found.lows[some[touched]]]
+    high[touched] = touches.numbers[found.highs[some[touched]]]
     credited = _credits(counts, model)
     if model in ("first", "last"):
         return some, low if model == "first" else high, credited

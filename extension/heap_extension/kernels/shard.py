@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 import numpy as np
 
 from heap_extension.kernels.events import Events, Int64, changes, joined, nothing, united
+from heap_extension.kernels.index_pages import IndexPages
 from heap_extension.kernels.kept_events import Key, kept_events
 from heap_extension.kernels.packs import Packs
 
@@ -195,6 +196,12 @@ _MAX_KEPT = 1_000_000
 _PACKED_PER_LOOKUP = 400
 """Events read from a pack in the time that a user is looked up in one partition."""
 
+_PAGES_ABOVE = 2_000
+"""Events of a partition, on average, from which on indexes are read by their pages."""
+
+_ENTRIES_PER_LOOKUP = 40
+"""Entries read from the pages of an index in the time that a user is looked up in one partition."""
+
 _plans: OrderedDict[tuple[str, ...], Any] = OrderedDict()
 """By query and types of its parameters, the one used longest ago first."""
 
@@ -285,6 +292,8 @@ class Shard:
         self._touched: dict[tuple[int, int], list[_Part]] = {}
         self._stamps: dict[str, bytes | None] = {}
         self._packs: Packs | None = None
+        self._known_events: int | None = None
+        self._index_pages = IndexPages(self._run_kept)
         self._expected: Sequence[Selection] = ()
 
     def expect(self, selections: Sequence[Selection]) -> None:
@@ -341,12 +350,14 @@ class Shard:
 
     def known_events(self) -> int:
         """About how many events the shard has, as its statistics say."""
-        (row,) = self._rows(
-            "SELECT coalesce(sum(pg_catalog.pg_stat_get_live_tuples(inhrelid)), 0)::pg_catalog.int8 AS events"
-            " FROM pg_catalog.pg_inherits WHERE inhparent = pg_catalog.to_regclass($1)",
-            [_Parameter("text", self._table("events"))],
-        )
-        return int(row["events"])
+        if self._known_events is None:
+            (row,) = self._rows(
+                "SELECT coalesce(sum(pg_catalog.pg_stat_get_live_tuples(inhrelid)), 0)::pg_catalog.int8 AS events"
+                " FROM pg_catalog.pg_inherits WHERE inhparent = pg_catalog.to_regclass($1)",
+                [_Parameter("text", self._table("events"))],
+            )
+            self._known_events = int(row["events"])
+        return self._known_events
 
     def measured(self, selection: Selection) -> Selection:
         """The selection with a size: where nobody knows it, that of all events."""
@@ -428,8 +439,32 @@ class Shard:
     def _read(self, parts: Sequence[_Part], scan: Scan, selection: Selection, users: Users | None) -> Events:
         """The events of partitions, from packs and indexes."""
         packed = self._packed(parts, scan, selection, users)
-        runs = [packed.get(part.table) or self._run(part, scan, selection, users) for part in parts]
+        runs = [
+            packed.get(part.table)
+            or self._from_pages(part, scan, selection, users)
+            or self._run(part, scan, selection, users)
+            for part in parts
+        ]
         return joined(runs) if runs else nothing(len(selection["values"]))
+
+    def _from_pages(self, part: _Part, scan: Scan, selection: Selection, users: Users | None) -> Events | None:
+        """The events of one partition from the pages of an index, where they are many; None where they are not."""
+        if not self._is_of_index(scan, selection):
+            return None
+        least = len(users) * _ENTRIES_PER_LOOKUP if isinstance(users, np.ndarray) else _PAGES_ABOVE
+        every = self.known_events() if selection["size"] is None else 0
+        if _known_size(selection, every) < least * len(self._look().partitions.by_time):
+            return None
+        first, last = (_LEAST, _GREATEST) if users is None else (int(users[0]), int(users[-1]))
+
+        def of_users(asked: Int64) -> Events:
+            bounds = _of_users(asked)
+            (of, times), _ = self._columns(self._select(part, scan, (), bounds), [_USER, _TIME], bounds)
+            return Events(of, times, lambda: self._columns(self._select(part, scan, (), bounds), [_ID], bounds)[0][0])
+
+        source = f"FROM {part.table} WHERE ({self._text(scan['where'])})"
+        events = self._index_pages.events(part.table, source, first, last, of_users)
+        return None if events is None else _within(events, part, selection, users)
 
     def _is_of_index(self, scan: Scan, selection: Selection) -> bool:
         """Whether what is read is what the index of a definition has, and the caller may know all of it."""
@@ -468,11 +503,7 @@ class Shard:
             if isinstance(users, np.ndarray) and len(users) * _PACKED_PER_LOOKUP < usable[part.table]:
                 continue
             events = self._packs.events(condition, part.table, first, last)
-            if not part.is_inside(selection):
-                events = events.at(
-                    np.flatnonzero((events.times >= selection["start"]) & (events.times < selection["end"]))
-                )
-            found[part.table] = events.of(users) if isinstance(users, np.ndarray) else events
+            found[part.table] = _within(events, part, selection, users)
         return found
 
     def _run(self, part: _Part, scan: Scan, selection: Selection, users: Users | None) -> Events:
@@ -627,6 +658,13 @@ def _known_size(selection: Selection, every: int) -> int:
     if selection["size"] is not None:
         return selection["size"]
     return every if any(scan["definition"] == "any" for scan in selection["scans"]) else every // _SHARE_OF_UNKNOWN
+
+
+def _within(events: Events, part: _Part, selection: Selection, users: Users | None) -> Events:
+    """Those of a part's events that are in the selection's range, and these users' where they are a list."""
+    if not part.is_inside(selection):
+        events = events.at(np.flatnonzero((events.times >= selection["start"]) & (events.times < selection["end"])))
+    return events.of(users) if isinstance(users, np.ndarray) else events
 
 
 def _times(selection: Selection) -> list[_Parameter]:
