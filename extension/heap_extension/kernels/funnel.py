@@ -13,14 +13,11 @@ from heap_extension.kernels.chains import Chains, Reached, Runs, blocks, continu
 from heap_extension.kernels.effort import events_between
 from heap_extension.kernels.events import Int64
 from heap_extension.kernels.population import Coded, Population
-from heap_extension.kernels.sequences import SequenceAsked, found_chains
+from heap_extension.kernels.sequences import MAX_PROBED, SequenceAsked, found_chains
 from heap_extension.kernels.shard import Database, Periods, Selection, Shard, Users
 from heap_extension.kernels.totals import added_up
 
 __all__ = ["Totals", "funnel"]
-
-_MAX_PROBED = 20_000
-"""More users than this are not looked up one by one: their ids would make too long a condition."""
 
 _EVENTS_OF_FEW = 4
 """Users with more events than this on average are not counted to see whether they are few."""
@@ -122,7 +119,7 @@ class _Funnel:
 
     def _of_few(self, events: Selection, reached: Sequence[Reached], users: Users | None) -> Users | Periods | None:
         """The users still on their way, and for how long, when they are few enough to be looked up; else `users`."""
-        most = 0 if events["size"] is None else min(events["size"] // self._asked["probe_cost"], _MAX_PROBED)
+        most = 0 if events["size"] is None else min(events["size"] // self._asked["probe_cost"], MAX_PROBED)
         if sum(len(block.places) for block in reached) > _EVENTS_OF_FEW * most:
             return users
         stays = [block.stays(self._asked["window"]) for block in reached]
