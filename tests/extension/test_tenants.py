@@ -35,6 +35,7 @@ _OPERATORS_ONLY = {
     "_distribute_with_users": "makes shards",
     "_make_pack": "writes packs",
     "_raw_page": "reads pages of any table",
+    "_asks_for_huge_pages": "reads the environment of the server",
     "_make_role": "makes roles",
     "_drop_roles": "drops roles",
     "_grant_functions": "grants",
