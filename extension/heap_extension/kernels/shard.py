@@ -332,6 +332,10 @@ class Shard:
         )
         return int(row["events"])
 
+    def size_of(self, selection: Selection) -> int:
+        """About how many events a selection has."""
+        return _known_size(selection, self.known_events() if selection["size"] is None else 0)
+
     def measured(self, selection: Selection) -> Selection:
         """The selection with a size: where nobody knows it, that of all events."""
         return selection if selection["size"] is not None else {**selection, "size": self.known_events()}
