@@ -3,9 +3,10 @@
 All send to one Kafka on this machine, in turns: a producer in a loop that sends each event as a message of its own, as
 one would do without a capture server; a producer that sends the very messages the server makes; and clients over HTTP.
 The rate that counts is that of the first. Processor time an event says what the machine's other work does not blur.
+Requests of several kinds: a program's large batches, of many users and of one; a browser's; single events.
 
     python -m benchmarks.capture --workers 2 --rounds 5
-    python -m benchmarks.capture --users 1 --batch 10      # batches as a browser sends them
+    python -m benchmarks.capture --requests 10:1           # only batches of 10 events of one user, as a browser sends
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ from tests.servers import server_folder
 
 _AGENT = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36"
 _BODIES = 20
+_REQUESTS = ((100, 100), (100, 1), (10, 1), (1, 1))
+_MOST_REQUESTS = 20_000
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -125,8 +128,9 @@ def _own_cpu() -> float:
 
 def over_http(
     port: int, key: str, batches: list[bytes], clients: int, requests: int, per_second: float | None
-) -> tuple[float, list[float]]:
-    """Seconds in which so many requests are answered, and how long each took, from the moment it was due.
+) -> tuple[float, float, list[float]]:
+    """Seconds in which so many requests are answered, processor time the clients took, and how long each request took,
+    from the moment it was due.
 
     Args:
         per_second: requests that are due; None sends the next as soon as one is answered.
@@ -134,7 +138,7 @@ def over_http(
     head = f"POST /capture HTTP/1.1\r\nHost: x\r\nX-Write-Key: {key}\r\nUser-Agent: {_AGENT}\r\nContent-Length: "
     messages = [f"{head}{len(body)}\r\n\r\n".encode() + body for body in batches]
     taken: list[float] = []
-    began = time.perf_counter()
+    used, began = _own_cpu(), time.perf_counter()
 
     def client(first: int) -> None:
         with socket.create_connection(("127.0.0.1", port)) as connection:
@@ -158,29 +162,38 @@ def over_http(
     for thread in threads:
         thread.join()
     assert len(taken) == requests
-    return time.perf_counter() - began, taken
+    return time.perf_counter() - began, _own_cpu() - used, taken
 
 
 @dataclass
 class _Measured:
-    """By round: events a second, and microseconds of processor time an event, of who sends it and of Kafka."""
+    """By round: events a second, and microseconds of processor time an event, of who sends it, of Kafka and of the
+    clients."""
 
     rates: list[float] = field(default_factory=list)
     sender: list[float] = field(default_factory=list)
     kafka: list[float] = field(default_factory=list)
+    clients: list[float] = field(default_factory=list)
+
+    @property
+    def processor(self) -> list[float]:
+        """All of it."""
+        return [sum(parts) for parts in zip(self.sender, self.kafka, self.clients, strict=True)]
 
     def __str__(self) -> str:
-        rate, sender, kafka = (statistics.median(numbers) for numbers in (self.rates, self.sender, self.kafka))
-        return f"{rate:9,.0f} events/s  {sender:5.2f} us  Kafka {kafka:5.2f} us an event"
+        lists = self.rates, self.sender, self.kafka, self.clients
+        rate, sender, kafka, clients = (statistics.median(numbers) for numbers in lists)
+        return f"{rate:9,.0f} events/s  {sender:6.2f} us  Kafka {kafka:5.2f}  clients {clients:5.2f} us an event"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=100, help="events of a request")
-    parser.add_argument("--users", type=int, default=None, help="users of a request; default: another one each event")
-    parser.add_argument("--events", type=int, default=200_000)
+    parser.add_argument("--clients", type=int, default=64, help="each sends its next request when one is answered")
+    parser.add_argument(
+        "--requests", action="append", type=_shape, help="events and users of a request, such as 100:100; several"
+    )
+    parser.add_argument("--events", type=int, default=400_000, help="of a round, but no more than 20,000 requests")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--kafka", action="append", default=[], help="a setting of librdkafka for the server, too")
     options = parser.parse_args()
@@ -195,22 +208,28 @@ def main() -> None:
         server = CaptureServer(cluster.dsn, broker, "measured", "--workers", str(options.workers), *settings)
         server.start()
         try:
-            _measure(server, key, options)
+            for batch, users in options.requests or _REQUESTS:
+                _measure(server, key, batch, users, options)
         finally:
             server.stop()
             broker.kill()
             cluster.down()
 
 
-def _measure(server: CaptureServer, key: str, options: argparse.Namespace) -> None:
-    users = min(options.users or options.batch, options.batch)
-    batches = bodies(options.batch, users)
+def _shape(text: str) -> tuple[int, int]:
+    batch, _, users = text.partition(":")
+    return int(batch), min(int(users or batch), int(batch))
+
+
+def _measure(server: CaptureServer, key: str, batch: int, users: int, options: argparse.Namespace) -> None:
+    batches = bodies(batch, users)
     packed = together(batches)
     singles = one_by_one(packed)
-    events, requests = options.events, options.events // options.batch
+    requests = min(options.events // batch, _MOST_REQUESTS)
+    events = requests * batch
     messages = len(packed) * events // len(singles)
     print(
-        f"{options.batch} events of {users} users a request of {len(batches[0]):,} bytes,"
+        f"\n{batch} events of {users} users a request of {len(batches[0]):,} bytes,"
         f" {options.clients} clients, {options.workers} workers;"
         f" {_mean_size(singles):,} bytes a message of one event, {_mean_size(packed):,} of {events / messages:.0f}"
     )
@@ -225,27 +244,37 @@ def _measure(server: CaptureServer, key: str, options: argparse.Namespace) -> No
                     seconds, used = process.apply(bare, (servers, server.topic, records, count))
                 _note(measured, number, events, seconds, used, of_kafka[0])
             with _cpu(server.pids) as of_server, _cpu(kafka) as of_kafka:
-                seconds, taken = process.apply(over_http, (server.port, key, batches, options.clients, requests, None))
-            _note(ours, number, events, seconds, of_server[0], of_kafka[0])
+                seconds, used, taken = process.apply(
+                    over_http, (server.port, key, batches, options.clients, requests, None)
+                )
+            _note(ours, number, events, seconds, of_server[0], of_kafka[0], used)
             waits += taken if number else []
-        half = statistics.median(ours.rates) / options.batch / 2
-        _, waits_at_half = process.apply(over_http, (server.port, key, batches, options.clients, requests, half))
+        half = statistics.median(ours.rates) / batch / 2
+        _, _, waits_at_half = process.apply(over_http, (server.port, key, batches, options.clients, requests, half))
     for name, measured in (("bare, one by one", alone), ("bare, same messages", alike), ("capture", ours)):
         print(f"{name:19}  {measured}")
     for name, measured in (("one by one", alone), ("the same messages", alike)):
         ratio = statistics.median(one / other for one, other in zip(ours.rates, measured.rates, strict=True))
-        print(f"capture acknowledges {ratio:.0%} of a bare producer of {name} (median of {options.rounds} rounds)")
+        costs = zip(ours.processor, measured.processor, strict=True)
+        cost = statistics.median(theirs / mine for mine, theirs in costs)
+        print(
+            f"capture acknowledges {ratio:.0%} of a bare producer of {name}; {cost:.0%} by processor time"
+            f" (medians of {options.rounds} rounds)"
+        )
     for name, found in (("full load", waits), ("half load", waits_at_half)):
         cuts = statistics.quantiles(found, n=100)
         numbers = ", ".join(f"p{cut} {cuts[cut - 1] * 1000:.1f}" for cut in (50, 95, 99))
         print(f"acknowledged at {name} after {numbers} ms")
 
 
-def _note(measured: _Measured, number: int, events: int, seconds: float, sender: float, kafka: float) -> None:
+def _note(
+    measured: _Measured, number: int, events: int, seconds: float, sender: float, kafka: float, clients: float = 0.0
+) -> None:
     if number:
         measured.rates.append(events / seconds)
         measured.sender.append(1e6 * sender / events)
         measured.kafka.append(1e6 * kafka / events)
+        measured.clients.append(1e6 * clients / events)
 
 
 def _mean_size(records: list[ProducerRecord]) -> int:

@@ -116,7 +116,7 @@ def _chains_to(level: int, events: Sequence[Event], steps: Sequence[Test], rules
             return
         for chosen in combinations(range(len(steps)), level):
             for picked in product(*(matching[step] for step in chosen)):
-                if len({event.event_id for event in picked}) == level:
+                if len({event.order for event in picked}) == level:
                     yield (*sorted(picked, key=lambda event: event.order), *rest)
 
     return [chain for chain in candidates() if _is_valid(chain, events, rules)]

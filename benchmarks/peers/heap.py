@@ -6,7 +6,7 @@ import hashlib
 import io
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -30,6 +30,9 @@ from heap_extension.postgres import find_postgres
 __all__ = ["Heap", "app_of", "plain_table", "users_of"]
 
 _PATIENCE = 120
+_AT_ONCE = 100_000
+_DAYS = 30
+"""Of a month."""
 _SETTINGS = """
 shared_buffers = '{shared_buffers}'
 effective_cache_size = '12GB'
@@ -121,8 +124,10 @@ class Heap:
             # As many shards as there are cores: the same as workers here.
             connection.execute("SELECT heap.create_app(%s, 'UTC', %s)", (app, self.workers or None))
             connection.execute("SELECT heap.make_partitions(%s, %s, %s)", (app, f"{MONTHS[0]}-01", f"{MONTHS[-1]}-01"))
+            settled, newest = _newest(dataset)
             with ThreadPoolExecutor(2) as threads:
-                list(threads.map(lambda file: self._copy(app, file), dataset.files))
+                list(threads.map(lambda file: self._copy(app, file), dataset.files[:-1]))
+            self._copy_batches(app, settled)
             self._load_users(connection, app, dataset)
             connection.execute("SELECT set_config('heap.app', %s, false)", (app,))
             for event in (event for tier in self.tiers for event in EVENTS[tier]):
@@ -131,9 +136,11 @@ class Heap:
                     connection.execute("SELECT heap.cover_event(%s, %s)", (event.name, GROUPED[event.name]))
             for table in ("users", *(f"events_{month.replace('-', '_')}" for month in MONTHS)):
                 connection.execute(f"VACUUM (ANALYZE, FREEZE) {app}.{table}")
-            # As where `heap maintain` runs: it packs the months that are over, which the last one is not yet.
+            # As where `heap maintain` runs: it packs the months that are over, which the last one is not yet: a day's
+            # worth of events came after it was vacuumed.
             Maintainer(self.dsn).run_once()
             connection.execute(f"DELETE FROM {app}.packs WHERE relation ~ 'events_{MONTHS[-1].replace('-', '_')}'")
+            self._copy_batches(app, newest)
             connection.execute("CHECKPOINT")
             took = time.perf_counter() - began
             connection.execute("INSERT INTO public.loaded VALUES (%s, %s, %s)", (app, dataset.digest, took))
@@ -194,15 +201,18 @@ class Heap:
         on = f" with Citus {citus[0]}, {self.workers} workers, {self.workers} shards" if citus else ""
         set_to = ", ".join(f"{name} = {value[0]}" for name, value in found if value)
         covered = "".join(f'; {column} covered for "{event}"' for event, column in GROUPED.items())
-        return f"PostgreSQL {version}{on}; {set_to}{covered}"
+        kept = "; a session keeps up to 64 MB of the events that it read from months that did not change since"
+        return f"PostgreSQL {version}{on}; {set_to}{covered}{kept}"
 
     def _copy(self, app: str, file: Path) -> None:
-        names = pq.read_schema(file).names
+        self._copy_batches(app, pq.ParquetFile(file).iter_batches(_AT_ONCE))
+
+    def _copy_batches(self, app: str, batches: Iterable[pa.RecordBatch]) -> None:
         with psycopg.connect(self.dsn) as connection, connection.cursor() as cursor:
-            statement = f"COPY {app}.events ({', '.join(names)}) FROM STDIN (FORMAT csv)"
-            with cursor.copy(statement) as copy:
-                for chunk in _csv(file):
-                    copy.write(chunk)
+            for batch in batches:
+                statement = f"COPY {app}.events ({', '.join(batch.schema.names)}) FROM STDIN (FORMAT csv)"
+                with cursor.copy(statement) as copy:
+                    copy.write(_csv(batch))
 
     def _load_users(self, connection: psycopg.Connection[Any], app: str, dataset: Dataset) -> None:
         with (
@@ -232,12 +242,18 @@ def plain_table(table: pa.Table) -> pa.Table:
     return pa.table(columns, names=table.column_names)
 
 
-def _csv(file: Path) -> Iterator[bytes]:
-    for batch in pq.ParquetFile(file).iter_batches(100_000):
-        sink = io.BytesIO()
-        table = plain_table(pa.Table.from_batches([batch]))
-        pyarrow.csv.write_csv(table, sink, pyarrow.csv.WriteOptions(include_header=False))
-        yield sink.getvalue()
+def _newest(dataset: Dataset) -> tuple[list[pa.RecordBatch], list[pa.RecordBatch]]:
+    """The events of the last month, in the order of time: all but a day's worth, and these."""
+    month = pq.read_table(dataset.files[-1])
+    settled = len(month) - len(month) // _DAYS
+    return month[:settled].to_batches(_AT_ONCE), month[settled:].to_batches(_AT_ONCE)
+
+
+def _csv(batch: pa.RecordBatch) -> bytes:
+    sink = io.BytesIO()
+    table = plain_table(pa.Table.from_batches([batch]))
+    pyarrow.csv.write_csv(table, sink, pyarrow.csv.WriteOptions(include_header=False))
+    return sink.getvalue()
 
 
 def _call(question: Question) -> tuple[str, tuple[str]]:

@@ -35,7 +35,8 @@ _C = TypeVar("_C", bound=syntax.Clause)
 
 @dataclass(frozen=True, slots=True)
 class _Branch:
-    """An alternative while it is being bound: a definition's predicate, and what was asked beyond it."""
+    """An alternative while it is being bound: a definition's predicate, made when it is needed, and what was asked
+    beyond it."""
 
     definition: str | None
     base: Callable[[], exp.Expr] | None

@@ -78,7 +78,8 @@ class Catalog(Protocol):
 
     @property
     def conditions(self) -> dict[str, tuple[exp.Expr, ...]]:
-        """What was bound of definitions before, by name; forgotten when any of them changes. To be read only."""
+        """The conditions of definitions that were bound before, by name, for `bind` to add to; all forgotten when any
+        definition changes. Statements share them: what is changed or put elsewhere is a copy."""
 
     def gates_patterns(self, name: str) -> bool:
         """Whether the indexes of a defined event search for text before they try a regular expression."""

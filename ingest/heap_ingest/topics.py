@@ -84,7 +84,7 @@ def first_offsets(
     asked = {TopicPartition(topic, partition): oldest for partition in partitions}
     admin = _admin(bootstrap_servers)  # it has to live until the answers are there
     answers = admin.list_offsets(asked, request_timeout=timeout)
-    return {place.partition: answer.result(timeout).offset for place, answer in answers.items()}
+    return {place.partition: answer.result().offset for place, answer in answers.items()}
 
 
 def _admin(bootstrap_servers: str) -> AdminClient:

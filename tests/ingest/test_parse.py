@@ -124,42 +124,68 @@ _USUAL = st.fixed_dictionaries(
         "properties": st.dictionaries(st.sampled_from(["plan", "n"]), st.integers() | _TEXT | st.none(), max_size=2),
     },
 )
-_ODD = st.fixed_dictionaries(
-    {},
-    optional={
-        "type": st.sampled_from([None, "", "x" * 201]),
-        "user_id": st.sampled_from([None, "", 2**63, -(2**63) - 1, "x" * 201]),
-        "anonymous_id": st.sampled_from(["", 7, "x" * 201, "4111111111111111"]),
-        "time": st.sampled_from(
-            [None, "soon", "x", "2026-03-02T12:00:01Z", "1969-12-31T23:59:59Z", "0001-01-01T00:00:00Z", "20260102",
-             "2026-01-02T03:04:05", "2026-01-02", "1767323045", 1767323045, "2026-01-02T03:04:05.1234567Z"]
-        ),
-        "event_id": st.sampled_from([None, "", 2**63]),
-        "session_id": st.sampled_from([None, "", 2**63, "x" * 201]),
-        "target_text": st.sampled_from(["Sign up", "4111 1111 1111 1111"]),
-        "hierarchy": st.sampled_from(["@a;|", "@input;[value=x];|", "@div;[contenteditable=true];|"]),
-        "href": st.sampled_from(["/?q=1", "/?password=1", "x" * 9_000]),
-        "properties": st.dictionaries(
-            st.sampled_from(["plan", "value", "password", "card", "x" * 201]),
-            st.sampled_from(["pro", "4111111111111111", "x" * 9_000, 1.5, {"cvv": 1}, ["4111111111111111"], [[[]]]]),
-            max_size=2,
-        ) | st.just({str(number): number for number in range(250)}) | st.just({str(n): "x" * 8_000 for n in range(9)}),
-    },
-)  # fmt: skip
+_ODD: list[dict[str, Any]] = [
+    *({"type": value} for value in (None, "", "x" * 201)),
+    *({"user_id": value} for value in (None, "", 2**63, -(2**63) - 1, "x" * 201)),
+    *({"anonymous_id": value} for value in ("", 7, "4111111111111111")),
+    *({"user_id": None, "anonymous_id": value} for value in ("", 7, "x" * 201)),
+    *({"time": value} for value in (
+        None, "soon", "x", "2026-03-02T12:00:01Z", "2026-03-02T13:00:01+01:00", "1969-12-31T23:59:59Z", "20260102",
+        "0001-01-01T00:00:00Z", "2026-01-02T03:04:05", "2026-01-02", "1767323045", 1767323045, 1767323045000.5,
+        "2026-01-02T03:04:05.1234567Z", "9999-12-31T23:59:59Z",
+    )),
+    *({"time": None, "event_id": value} for value in (1, "", None)),
+    *({"event_id": value} for value in (None, "", 2**63, "x" * 201)),
+    *({"session_id": value} for value in (None, "", 2**63, "x" * 201)),
+    *({"target_text": value} for value in ("4111 1111 1111 1111", "4111 1111 1111 1112", "4111\n1111 1111 1111")),
+    *({"hierarchy": value} for value in ("@a;[name=x];|", "@input;[value=x];|", "@div;[contenteditable=true];|")),
+    {"target_tag": "div", "target_text": "typed", "hierarchy": "@div;[contenteditable=true];|"},
+    {"target_tag": "INPUT", "target_text": "typed"},
+    {"target_tag": "INPUT", "target_text": "Go", "hierarchy": "@input;[type=submit];|"},
+    *({"href": value} for value in ("/?q=1", "/?password=1", "x" * 8_193)),
+    *({"properties": {name: 1}} for name in ("value", "password", "x" * 201)),
+    *({"type": "purchase", "target_tag": None, "properties": {name: 1}} for name in ("value", "password")),
+    *({"properties": {"plan": value}} for value in (
+        "4111111111111111", "x" * 8_193, 1.5, True, {"cvv": 1}, {"n": 1}, ["4111111111111111"], [[[[[[[[1]]]]]]]],
+    )),
+    {"type": "purchase", "target_tag": None, "properties": {"plan": "4111111111111111"}},
+    *({"properties": {str(number): number for number in range(count)}} for count in (250, 251)),
+    {"anonymous_id": "b", "properties": {str(number): number for number in range(250)}},
+    {"properties": {str(number): "x" * 8_000 for number in range(9)}},
+    {"title": "\\N\t\n"}, {"path": None}, {"plan": "pro"},
+]  # fmt: skip
+"""What makes an event another one than the usual, each by itself."""
 
 
-@given(
-    events=st.lists(_FIELDS | _USUAL | st.tuples(_USUAL, _ODD).map(lambda both: both[0] | both[1]), max_size=5),
-    correction=st.sampled_from([timedelta(), timedelta(minutes=7), -timedelta(days=800_000)]),
-)
-@settings(max_examples=400)
-def test_events_taken_together_are_those_taken_one_by_one(events: list[dict[str, Any]], correction: timedelta) -> None:
+def _alike_together_and_alone(events: list[dict[str, Any]], correction: timedelta = timedelta()) -> None:
     """An array without an object around it is read by the tolerant decoder, and its events are taken one by one."""
     together, alone = _parse({"events": events}, correction=correction), _parse(events, correction=correction)
     assert together.rejected == alone.rejected
     assert _taken(together) == _taken(alone)
     assert together.redacted == alone.redacted
     assert [user_id for user_id, _ in together.events] == [event.user_id for event in _taken(alone)]
+
+
+@pytest.mark.parametrize("odd", _ODD)
+def test_an_odd_event_is_taken_together_with_others_as_alone(odd: dict[str, Any]) -> None:
+    usual = {"type": "click", "user_id": 1, "time": NOON, "event_id": 1, "properties": {"plan": "pro"}}
+    other = {**usual, "type": "purchase", "event_id": 2, "properties": {"value": 10}}
+    for batch in ([{**usual, **odd}], [usual, {**usual, **odd}, usual], [other, {**usual, **odd}, {**other, **odd}]):
+        _alike_together_and_alone(batch)
+    for correction in (timedelta(days=2), timedelta(minutes=-7)):
+        _alike_together_and_alone([usual, {**usual, **odd}], correction)
+    _alike_together_and_alone([{**usual, "event_id": None}] * 2 + [{**usual, **odd}])
+
+
+@given(
+    events=st.lists(
+        _FIELDS | _USUAL | st.tuples(_USUAL, st.sampled_from(_ODD)).map(lambda both: both[0] | both[1]), max_size=5
+    ),
+    correction=st.sampled_from([timedelta(), timedelta(minutes=7), -timedelta(days=800_000)]),
+)
+@settings(max_examples=300)
+def test_events_taken_together_are_those_taken_one_by_one(events: list[dict[str, Any]], correction: timedelta) -> None:
+    _alike_together_and_alone(events, correction)
 
 
 @given(events=st.lists(_USUAL.filter(lambda event: event.get("properties") != {}), min_size=1, max_size=5))

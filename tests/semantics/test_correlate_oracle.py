@@ -102,7 +102,9 @@ def test_correlations_equal_the_naive_ones(asked: psycopg.Connection[Any], data:
         f"correlate {f' {arrow} '.join(text for text, _ in steps)} {within} {over} {clause} with {', '.join(named)}"
         f" at least {least} user{'s' * (least > 1)}"
     )
+    strategy = data.draw(st.sampled_from(["auto", "vector", "merge"]))
     try:
+        asked.execute("SELECT set_config('heap.strategy', %s, true)", (strategy,))
         insert(asked, APP, events)
         rows = asked.execute("SELECT * FROM heap.correlate(%s)", (statement,)).fetchall()
     finally:

@@ -62,6 +62,23 @@ _CLAUSES = [
 ]  # fmt: skip
 
 
+_EFFORT_CLAUSES = ["", "group by country", "group by country, user.plan", "first time", "for users where plan = 'pro'"]
+
+_RULES = [
+    "", "counting sessions", "counting conversions", "holding path", "holding path counting sessions", "holding country, path",
+    "holding path counting conversions", "strictly in order", "without {0}", "without {0} between step 1 and 2",
+    "without {0} counting sessions", "without any first time holding path", "without {0} strictly in order",
+]  # fmt: skip
+_ANY_ORDER = ["in any order", "in any order counting sessions", "in any order holding path",
+              "in any order holding path counting sessions"]  # fmt: skip
+
+
+_CORRELATED = [
+    "with country, user.plan", "with {0}, country", "with {0}, {1}, path at least 1 user", "with user.plan, {0} without {1}",
+    "with country holding path at least 1 user", "with {0}, path first time at least 1 user",
+]  # fmt: skip
+
+
 _COUNTED = [
     "trend users of {0} by day", "trend users of {0}, count of {1} as 'counted', count of {0} as 'all of them' by week",
     "trend users of {0} / users of {1} as rate by month group by user.plan", "trend users of ({0} or {1}), count of ({0} or {1})",
@@ -104,10 +121,23 @@ def _statements(draw: st.DrawFn) -> str:
             st.sampled_from(["", "group by country", "group by user.plan", "group by country, user.plan top 2"])
         )
         return f"time from {events[0]} to {events[1]} {window} {group} {over}"
-    arrows = [draw(st.sampled_from(["->", "->", "->[within 1 hour]", "->[within 1 second]"])) for _ in events[1:]]
+    if draw(st.integers(0, 4)) == 0:
+        factors = draw(st.sampled_from(_CORRELATED)).format(*draw(st.permutations([*events, "click"])))
+        return f"correlate {' -> '.join(events)} {window} {factors} {over}"
+    is_effort = draw(st.integers(0, 3)) == 0
+    clauses = draw(st.sampled_from(_EFFORT_CLAUSES if is_effort else _CLAUSES))
+    in_any_order = "first time" not in clauses and draw(st.integers(0, 3)) == 0
+    if in_any_order:
+        arrows, rules = ["->"] * len(events[1:]), draw(st.sampled_from(_ANY_ORDER))
+    else:
+        ways = ["->", "->", "->[within 1 hour]", "->[within 1 second]", "-> optional", "->[within 1 day] optional"]
+        arrows = [draw(st.sampled_from(ways)) for _ in events[1:]]
+        rules = draw(st.sampled_from(_RULES)).format(draw(st.sampled_from(events)))
+        rules = rules.replace("first time", "") if "first time" in clauses else rules
+        rules = rules.replace("counting conversions", "") if is_effort else rules
+    clauses = f"{rules} {clauses}"
     steps = events[0] + "".join(f" {arrow} {event}" for arrow, event in zip(arrows, events[1:], strict=True))
-    clauses = draw(st.sampled_from(_CLAUSES))
-    return f"funnel {steps} {window} {clauses} {'' if 'compared' in clauses else over}"
+    return f"{'effort' if is_effort else 'funnel'} {steps} {window} {clauses} {'' if 'compared' in clauses else over}"
 
 
 _users = st.lists(st.sampled_from([1, 2, 3, 2**53 + 1, 2**63 - 1, -(2**63)]), min_size=4, max_size=4, unique=True)

@@ -43,7 +43,8 @@ from heap_compiler.sql import (
     union_all,
     with_ctes,
 )
-from heap_compiler.strategies import user_chains
+from heap_compiler.strategies import sequence_specification, user_chains
+from heap_compiler.strategies.kernels import Reads, kernel_column, kernel_query
 
 __all__ = ["ANALYSIS", "CorrelatePlan"]
 
@@ -112,10 +113,13 @@ def _factor(node: syntax.Property | syntax.Step, binder: Binder) -> Factor:
 
 def lower_correlate(plan: CorrelatePlan) -> exp.Query:
     """One row per factor and value, and one per factor of which values are left out."""
-    ctes = user_chains(plan.sequence, entries=_asks_entries(plan))
-    if _asks_entries(plan):
-        ctes.append(("entries", _entries(plan)))
-    ctes += [("entered", _entered(plan)), ("observed", _observed(plan)), ("counted", _counted(plan))]
+    if plan.sequence.vector:
+        ctes: list[tuple[str, exp.Query]] = [("kernel", _kernel(plan)), ("counted", _counted_by_kernels())]
+    else:
+        ctes = user_chains(plan.sequence, entries=_asks_entries(plan))
+        if _asks_entries(plan):
+            ctes.append(("entries", _entries(plan)))
+        ctes += [("entered", _entered(plan)), ("observed", _observed(plan)), ("counted", _counted(plan))]
     enough = select([exp.Star()], "tables", where=[_enough(plan)])
     ctes += [("tables", _tables()), ("enough", enough), *p_values("enough")]
     names = exp.paren(text_array(text(factor.name) for factor in plan.factors))
@@ -131,7 +135,8 @@ def lower_correlate(plan: CorrelatePlan) -> exp.Query:
             column("value"),
         ],
     )
-    return with_ctes(query, ctes, materialized=COMPUTED_ONCE)
+    once = {*COMPUTED_ONCE, "kernel"} if plan.sequence.vector else COMPUTED_ONCE
+    return with_ctes(query, ctes, materialized=once)
 
 
 def _asks_entries(plan: CorrelatePlan) -> bool:
@@ -283,6 +288,34 @@ def _counted(plan: CorrelatePlan) -> exp.Select:
     )
 
 
+def _kernel(plan: CorrelatePlan) -> exp.Select:
+    """Per shard, factor and value a row `totals` of type heap._kernel_totals."""
+    reads = Reads(plan.sequence.schema)
+    asked = sequence_specification(plan.sequence, reads, keys=plan.properties, users=plan.users)
+    read = plan.sequence.steps[-1].read
+    assert read is not None
+    factors: list[dict[str, object]] = []
+    for factor in plan.factors:
+        if isinstance(factor, GroupKey):
+            factors.append({"property": plan.properties.index(factor), "events": None})
+            continue
+        alias = f"factor_{plan.events.index(factor) + 1}"
+        selection = reads.selection(factor, read, alias, shards=plan.sequence.shards)
+        factors.append({"property": None, "events": selection})
+    return kernel_query("heap._correlate_kernel", {**asked, "factors": factors}, reads)
+
+
+def _counted_by_kernels() -> exp.Select:
+    """What `_counted` gives, from kernels: the factor comes as the bucket."""
+    value = exp.Bracket(this=kernel_column("group_values"), expressions=[number(1)], offset=1)
+    counts = [
+        named(cast(exp.Sum(this=kernel_column("counts", index)), "bigint"), name)
+        for index, name in enumerate(("converted", "not_converted"), start=1)
+    ]
+    keys = [named(kernel_column("bucket"), "factor"), named(value, "value")]
+    return select([*keys, *counts], "kernel", group_by=[column(key.alias) for key in keys])
+
+
 def _tables() -> exp.Select:
     """The two-by-two table of each value: those with it, and all others."""
     cells = ("converted", "not_converted")
@@ -374,4 +407,5 @@ ANALYSIS = Analysis(
     bind=bind_correlate,
     lower=lower_correlate,
     sources=correlate_sources,
+    strategy=lambda plan: plan.sequence.strategy,
 )  # fmt: skip

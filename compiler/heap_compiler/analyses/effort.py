@@ -16,7 +16,16 @@ from heap_compiler.analysis import Analysis, ResultColumn
 from heap_compiler.bind import Binder
 from heap_compiler.bound import EVERY_EVENT, GroupKey
 from heap_compiler.chains import grouped_chains
-from heap_compiler.durations import collected, each_of, interval, quantile, seconds
+from heap_compiler.durations import (
+    average_duration,
+    collected,
+    duration_quantiles,
+    each_of,
+    interval,
+    joined_durations,
+    quantile,
+    seconds,
+)
 from heap_compiler.errors import HeapError
 from heap_compiler.groups import group_columns, group_key, group_order, group_values
 from heap_compiler.scan import scans
@@ -35,6 +44,8 @@ from heap_compiler.sql import (
     text,
     with_ctes,
 )
+from heap_compiler.strategies import kernel_totals
+from heap_compiler.strategies.kernels import kernel_column
 
 __all__ = ["ANALYSIS", "EffortPlan"]
 
@@ -74,8 +85,11 @@ def bind_effort(statement: syntax.AnalysisStatement, binder: Binder) -> EffortPl
 
 def lower_effort(plan: EffortPlan) -> exp.Query:
     """One row per group and step."""
-    ctes, joins = grouped_chains(plan.sequence, plan.group_keys, event_ids=True)
-    ctes += [("measured", _measured(plan, joins)), ("totals", _totals(plan))]
+    if plan.sequence.vector:
+        ctes = _kernel_totals(plan)
+    else:
+        ctes, joins = grouped_chains(plan.sequence, plan.group_keys, event_ids=True)
+        ctes += [("measured", _measured(plan, joins)), ("totals", _totals(plan))]
     steps = exp.Lateral(
         this=exp.Subquery(this=exp.Values(expressions=[_step(plan, index) for index in range(1, _count(plan) + 1)])),
         alias=table_alias(
@@ -97,7 +111,7 @@ def lower_effort(plan: EffortPlan) -> exp.Query:
         joins=[join(steps, kind="CROSS")],
         order_by=[*group_order(plan.group_keys, values, has_other=False), column("step", "steps")],
     )
-    return with_ctes(query, ctes)
+    return with_ctes(query, ctes, materialized={"kernel"} if plan.sequence.vector else set())
 
 
 def _count(plan: EffortPlan) -> int:
@@ -182,11 +196,32 @@ def _totals(plan: EffortPlan) -> exp.Select:
     )
 
 
+def _kernel_totals(plan: EffortPlan) -> list[tuple[str, exp.Query]]:
+    """What `_totals` gives, from kernels, with microseconds and millionths of events as bytes instead of arrays."""
+    ctes = kernel_totals(
+        plan.sequence, now=plan.sequence.entry.end, keys=plan.group_keys, users=plan.users, effort=True
+    )
+    columns: list[exp.Expr] = []
+    for step in range(1, _count(plan) + 1):
+        users = exp.Coalesce(this=exp.Sum(this=kernel_column("users", step)), expressions=[number(0)])
+        columns.append(named(users, f"users_{step}"))
+        if step > 1:
+            for name, place in (("seconds", step), ("events", _count(plan) + step)):
+                columns.append(named(joined_durations(kernel_column("durations", place)), f"{name}_{step}"))
+    group = kernel_column("group_values") if plan.group_keys else cast(exp.Null(), "text[]")
+    group_by = [column("group_values")] if plan.group_keys else []
+    return [*ctes, ("totals", select([*columns, named(group, "group_values")], "kernel", group_by=group_by))]
+
+
 def _step(plan: EffortPlan, step: int) -> exp.Expr:
     """A row of values of one step, out of one row of totals."""
     name = plan.sequence.step_name(step)
     row = [number(step), text(name), column(f"users_{step}", "totals")]
     for kind in ("events", "seconds"):
+        if plan.sequence.vector and step > 1:
+            collected_by_kernels = column(f"{kind}_{step}", "totals")
+            row += [duration_quantiles(collected_by_kernels, "0.5"), average_duration(collected_by_kernels.copy())]
+            continue
         value = column("value")
         for aggregate in (quantile("0.5", value), exp.Avg(this=value.copy())):
             if step == 1:
@@ -209,4 +244,5 @@ ANALYSIS = Analysis(
     bind=bind_effort,
     lower=lower_effort,
     sources=effort_sources,
+    strategy=lambda plan: plan.sequence.strategy,
 )

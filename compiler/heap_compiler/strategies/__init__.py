@@ -5,7 +5,7 @@
 | `merge` | plain sequences: order and window; within it `choose_strategy` may have steps probed instead of read |
 | `timeline` | every other rule of a chain in order |
 | `any_order` | steps in any order |
-| `vector` | sequences in which only order and time count, for analyses that need no more than totals of the chains |
+| `vector` | any sequence, for analyses that need no more than totals of the chains |
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from heap_compiler.sequence import Sequence
 from heap_compiler.strategies.any_order import any_order_chains
 from heap_compiler.strategies.merge import merged_chains
 from heap_compiler.strategies.timeline import timeline_chains
-from heap_compiler.strategies.vector import kernel_totals
+from heap_compiler.strategies.vector import kernel_totals, sequence_specification
 
-__all__ = ["kernel_totals", "user_chains"]
+__all__ = ["kernel_totals", "sequence_specification", "user_chains"]
 
 
 def user_chains(sequence: Sequence, *, entries: bool = False, event_ids: bool = False) -> list[tuple[str, exp.Query]]:

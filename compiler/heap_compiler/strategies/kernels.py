@@ -76,13 +76,13 @@ def kernel_query(
         reads: through which the specification was made.
         computed: what else is in it, of type jsonb, that the query computes.
     """
-    written: exp.Expr = text(json.dumps(specification, ensure_ascii=False, separators=(",", ":")))
+    asked: exp.Expr = text(json.dumps(specification, ensure_ascii=False, separators=(",", ":")))
     if computed:
-        written = cast(written, "jsonb")
+        asked = cast(asked, "jsonb")
         for name, value in computed.items():
-            written = function("jsonb_set", written, cast(text(f"{{{name}}}"), "text[]"), value)
-    written = cast(written, "json")
-    call = function(kernel, column("tableoid", "shards"), written)
+            asked = function("jsonb_set", asked, cast(text(f"{{{name}}}"), "text[]"), value)
+    asked = cast(asked, "json")
+    call = function(kernel, column("tableoid", "shards"), asked)
     query = select([named(call, "totals")], shards_table(reads.schema))
     query.meta["kernel"] = reads
     return query

@@ -3,52 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import NamedTuple, TypedDict
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 
-from heap_extension.kernels.chains import Chains, Reached, blocks, continued, entered, furthest
-from heap_extension.kernels.events import Int64, changes
-from heap_extension.kernels.population import Coded, Population, PopulationAsked
-from heap_extension.kernels.shard import Between, Database, Selection, Shard, Users
+from heap_extension.kernels.chains import Chains, Reached, Runs, blocks, continued, entered, furthest, together
+from heap_extension.kernels.effort import events_between
+from heap_extension.kernels.events import Int64
+from heap_extension.kernels.population import Coded, Population
+from heap_extension.kernels.sequences import MAX_PROBED, SequenceAsked, found_chains
+from heap_extension.kernels.shard import Database, Periods, Selection, Shard, Users
 from heap_extension.kernels.totals import added_up
 
 __all__ = ["Totals", "funnel"]
 
-_MAX_PROBED = 20_000
-"""More users than this are not looked up one by one: their ids would make too long a condition."""
+_EVENTS_OF_FEW = 4
+"""Users with more events than this on average are not counted to see whether they are few."""
+
+_MILLION = 1_000_000
+"""Statistics of durations take microseconds and give seconds: of millionths they give numbers."""
 
 
-class _Step(TypedDict):
-    """A step: its events, and how many microseconds after the step before it they may happen."""
-
-    events: Selection
-    within: int | None
-
-
-class _Specification(PopulationAsked):
-    """What `heap_compiler.strategies.vector` asks for. Durations are microseconds, instants microseconds since 2000.
+class _Specification(SequenceAsked):
+    """What `heap_compiler.strategies.vector` asks for. Instants are microseconds since 2000.
 
     Attributes:
-        schema: the app's.
-        steps: at least two.
-        window: from a chain's first event to its last.
         now: chains that began less than a window before may still go on.
         buckets: the first instants of the buckets of the entries; none without buckets.
-        group_step: index of the step whose events have the groups.
-        slice: how many rows of a step are in memory at once, about.
-        probe_cost: looking up one user costs about as much as reading this many events.
+        effort: whether the events between steps are counted, too.
     """
 
-    schema: str
-    steps: list[_Step]
-    window: int
+    effort: bool
     now: int
     buckets: list[int]
-    group_step: int
-    slice: int
-    probe_cost: int
 
 
 class Totals(NamedTuple):
@@ -59,7 +48,8 @@ class Totals(NamedTuple):
         group_values: the group; None without keys.
         users: how many chains reach the step.
         immature: how many end with the step and may still go on.
-        durations: microseconds since the step before, int64 in little-endian order; none for step 1.
+        durations: microseconds since the step before, int64 in little-endian order; none for step 1. Where effort is
+            asked for, behind those of all steps the numbers of events since the step before, in millionths.
     """
 
     bucket: int | None
@@ -88,7 +78,16 @@ def funnel(database: Database, relation: int, specification: str) -> list[Totals
         specification: JSON of `_Specification`.
     """
     asked: _Specification = json.loads(specification)
-    slices = _Funnel(Shard(database, relation, asked["schema"]), asked).chains()
+    shard = Shard(database, relation, asked["schema"])
+    if asked["effort"]:
+        efforts = ((found, events_between(shard, found)) for found in found_chains(shard, asked))
+        return added_up(
+            totals for found, effort in efforts for totals in _counted(asked, found.chains, found.groups, effort)
+        )
+    if asked["rules"] is None:
+        slices = _Funnel(shard, asked).chains()
+    else:
+        slices = ((found.chains, found.groups) for found in found_chains(shard, asked))
     return added_up(totals for chains, groups in slices for totals in _counted(asked, chains, groups))
 
 
@@ -103,45 +102,74 @@ class _Funnel:
 
     def chains(self) -> Iterator[tuple[Chains, Coded | None]]:
         """Every user's chain with its group, by slices of users that fit into memory."""
-        for users in self._shard.slices_of([step["events"] for step in self._asked["steps"]], self._asked["slice"]):
-            first = self._population.members(self._shard.events(self._asked["steps"][0]["events"], users))
-            for events, line in blocks(first, self._asked["window"]):
-                whole = len(events.users) == len(first.users)
-                near = users if whole else Between(int(line.users[0]), int(line.users[-1]))
-                steps = [entered(events, line)]
-                for step in self._asked["steps"][1:]:
-                    more = self._shard.events(step["events"], self._of_few(step["events"], steps[-1], near))
-                    steps.append(continued(steps[-1], more, self._asked["window"], step["within"]))
-                chains = furthest(steps)
-                at = self._asked["group_step"]
-                yield chains, self._population.groups(chains.users, steps[at].events.values, chains.sources[at])
+        steps = [step["events"] for step in self._asked["steps"]]
+        for users in self._shard.slices_of(steps, self._asked["slice"]):
+            found: list[Runs] = [[self._population.members(run) for run in self._shard.runs(steps[0], users)]]
+            reached = [[entered(found[0], line)] for line in blocks(found[0], self._asked["window"])]
+            if not reached:
+                continue
+            for step in self._asked["steps"][1:]:
+                on_their_way = self._of_few(step["events"], [block[-1] for block in reached], users)
+                found.append(self._shard.runs(step["events"], on_their_way))
+                for block in reached:
+                    block.append(continued(block[-1], found[-1], self._asked["window"], step["within"]))
+            chains = together([furthest(block) for block in reached])
+            at = self._asked["group_step"]
+            yield chains, self._population.groups(chains.users, _values(found[at]), chains.sources[at])
 
-    def _of_few(self, events: Selection, reached: Reached, users: Users | None) -> Users | None:
-        """The users still on their way when they are few enough to be looked up; else `users`."""
-        ranks = reached.ranks
-        on_their_way = reached.line.users[ranks[changes(ranks)]]
-        most = 0 if events["size"] is None else min(events["size"] // self._asked["probe_cost"], _MAX_PROBED)
-        return on_their_way if len(on_their_way) <= most else users
+    def _of_few(self, events: Selection, reached: Sequence[Reached], users: Users | None) -> Users | Periods | None:
+        """The users still on their way, and for how long, when they are few enough to be looked up; else `users`."""
+        most = 0 if events["size"] is None else min(events["size"] // self._asked["probe_cost"], MAX_PROBED)
+        if sum(len(block.places) for block in reached) > _EVENTS_OF_FEW * most:
+            return users
+        stays = [block.stays(self._asked["window"]) for block in reached]
+        on_their_way = Periods(*(np.concatenate(numbers) for numbers in zip(*stays, strict=True)))
+        return on_their_way if len(on_their_way.users) <= most else users
 
 
-def _counted(asked: _Specification, chains: Chains, groups: Coded | None) -> Iterator[Totals]:
-    """The totals per bucket and group."""
+def _values(runs: Runs) -> list[list[bytes]]:
+    """What was read with the events of the runs, one after the other."""
+    return [list(chain.from_iterable(texts)) for texts in zip(*(run.values for run in runs), strict=True)]
+
+
+def _counted(
+    asked: _Specification, chains: Chains, groups: Coded | None, effort: Sequence[Int64] = ()
+) -> Iterator[Totals]:
+    """The totals per bucket and group.
+
+    Args:
+        effort: for each step of how many events it took the chains.
+    """
     cells = _cells(asked, chains, groups)
     size, steps = len(cells.firsts), len(asked["steps"])
-    ending = _by_level(chains.levels, cells.places, size, steps)
-    reaching = np.flip(np.cumsum(np.flip(ending, 1), 1), 1).tolist()
+    of_steps = [_reached(asked, chains, step) for step in range(steps)]
+    users = [_counts(cells.places, there, size) for there in of_steps]
     still_open = np.flatnonzero(chains.times[0] + asked["window"] >= asked["now"])
     open_places = None if cells.places is None else cells.places[still_open]
     immature = _by_level(chains.levels[still_open], open_places, size, steps).tolist()
-    durations = [_durations(chains, step, cells.places, size) for step in range(1, steps)]
+    durations, before = [[b""] * size], chains.times[0]
+    for step in range(1, steps):
+        durations.append(_by_place(chains.times[step] - before, of_steps[step], cells.places, size))
+        before = np.where(chains.sources[step] >= 0, chains.times[step], before)
+    if effort:
+        durations.append([b""] * size)
+    for there, events in zip(of_steps[1:], effort[1:], strict=bool(effort)):
+        durations.append(_by_place(events * _MILLION, there, cells.places, size))
     for place, first in enumerate(cells.firsts):
         yield Totals(
             None if cells.buckets is None else int(cells.buckets[first]),
             None if groups is None else list(groups.labels[groups.codes[first]]),
-            reaching[place],
+            [counts[place] for counts in users],
             [*immature[place][:-1], 0],
-            [b"", *(pieces[place] for pieces in durations)],
+            [pieces[place] for pieces in durations],
         )
+
+
+def _reached(asked: _Specification, chains: Chains, step: int) -> Int64:
+    """Positions of the chains that count at a step, by index: those that have it, or of conversions those it ends."""
+    if asked["rules"] is not None and asked["rules"]["unit"] == "conversions":
+        return np.flatnonzero(chains.levels == step + 1)
+    return np.flatnonzero(chains.sources[step] >= 0)
 
 
 class _Cells(NamedTuple):
@@ -178,10 +206,14 @@ def _by_level(levels: Int64, places: Int64 | None, size: int, steps: int) -> Int
     return np.bincount(combined, minlength=size * (steps + 1)).reshape(size, steps + 1)[:, 1:]
 
 
-def _durations(chains: Chains, step: int, places: Int64 | None, size: int) -> list[bytes]:
-    """The times from the step before to this one, of those who reach it, per place."""
-    there = np.flatnonzero(chains.levels > step)
-    durations = (chains.times[step] - chains.times[step - 1])[there].astype("<i8")
+def _counts(places: Int64 | None, there: Int64, size: int) -> list[int]:
+    """How many of the chains at these positions each cell has."""
+    return [len(there)] if places is None else np.bincount(places[there], minlength=size).tolist()
+
+
+def _by_place(durations: Int64, there: Int64, places: Int64 | None, size: int) -> list[bytes]:
+    """The durations of the chains at these positions, per cell."""
+    durations = durations[there].astype("<i8")
     if places is None:
         return [durations.tobytes()]
     order = np.argsort(places[there], kind="stable")

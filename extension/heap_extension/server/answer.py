@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from typing import TypedDict
 
 from heap_compiler import (
@@ -135,8 +136,6 @@ def _explained(catalog: DatabaseCatalog, text: str) -> CompiledQuery:
 def _packed(catalog: DatabaseCatalog, query: CompiledQuery) -> set[tuple[str, str]]:
     """The condition and the table, of a partition or its shard, of every pack that the query reads: one that is there
     and whose partition did not change since."""
-    from hashlib import sha256  # which loads OpenSSL: 4 ms that no other request should wait for
-
     conditions = {sha256(packable.condition.encode()).hexdigest(): packable.condition for packable in query.packable}
     packs = qualified(catalog.schema, "packs")
     if not conditions or not rows(catalog.database, "SELECT WHERE pg_catalog.to_regclass($1) IS NOT NULL", table=packs):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import chain
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import Any, NoReturn
 
 import msgspec
@@ -156,7 +156,6 @@ _get_type, _get_anonymous, _get_properties = map(attrgetter, ("type", "anonymous
 _get_kind = attrgetter("type", "target_tag")
 _RESOLVED = {name: attrgetter(name) for name in ("user_id", "time", "event_id", "session_id")}
 """What an event may have in several forms, and its message in one."""
-_FIFTH = itemgetter(4)
 _NOTHING, _INTEGERS, _TEXTS = {None}, {int}, {str}
 
 _Batch: Any = msgspec.defstruct(
@@ -438,13 +437,13 @@ class _EventReader(_Reader):
 
     def _times(self, given: list[Any]) -> list[datetime]:
         if set(map(type, given)) == _TEXTS:
-            with suppress(ValueError, TypeError, IndexError, OverflowError):  # else each is looked at
-                if set(map(_FIFTH, given)) == {"-"}:
-                    times = list(map(datetime.fromisoformat, given))
-                    if self._correction:
-                        times = [time + self._correction for time in times]
-                    if min(times) >= _EARLIEST and max(times) <= self._latest:
-                        return times
+            # Else each is looked at. One without an offset, which cannot be compared, is among those.
+            with suppress(ValueError, TypeError, OverflowError):
+                times = list(map(datetime.fromisoformat, given))
+                if self._correction:
+                    times = [time + self._correction for time in times]
+                if min(times) >= _EARLIEST and max(times) <= self._latest:
+                    return times
         return [self.time(time) for time in given]
 
     def _ids(self, what: str, given: list[Any]) -> list[Any]:
