@@ -7,7 +7,7 @@ STABLE
 STRICT
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
-SET citus.override_table_visibility = off
+SET "citus.override_table_visibility" = off
 AS $$
 DECLARE
     asked oid := to_regclass(relation);
