@@ -397,6 +397,10 @@ class Shard:
             self._known_events = int(row["events"])
         return self._known_events
 
+    def size_of(self, selection: Selection) -> int:
+        """About how many events a selection has."""
+        return _known_size(selection, self.known_events() if selection["size"] is None else 0)
+
     def measured(self, selection: Selection) -> Selection:
         """The selection with a size: where nobody knows it, that of all events."""
         return selection if selection["size"] is not None else {**selection, "size": self.known_events()}
