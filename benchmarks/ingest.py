@@ -38,16 +38,21 @@ from heap_extension.install import install
 from heap_extension.nodes import create_extension
 from heap_extension.postgres import find_postgres
 from heap_ingest.broker import Broker, find_kafka
+from heap_ingest.capture.limits import Limits
+from heap_ingest.capture.pack import pack_events
+from heap_ingest.capture.parse import Origin
 from heap_ingest.demo import is_ready
-from heap_ingest.log import Sender
+from heap_ingest.log import ProducerRecord, Sender
 from heap_ingest.messages import EventMessage, encode, message_key
 from heap_ingest.topics import create_topics
 from heap_ingest.write_keys import make_write_key
+from tests.ingest.log import captured
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 _APP = "soaked"
 _TOPIC = "soak"
+_PARTITIONS = 8
 _UNSEEN = 50_000
 """Events that were sent and are not seen by a query, at most, where no rate is given: what can go on for ever."""
 _AGENTS = [
@@ -79,7 +84,7 @@ def _machinery(workers: int, definitions: int) -> Iterator[tuple[str, Broker]]:
         broker = Broker(find_kafka(), folder / "kafka")
         broker.up()
         stack.callback(broker.kill)
-        create_topics(broker.bootstrap_servers, events=_TOPIC)
+        create_topics(broker.bootstrap_servers, events=_TOPIC, partitions=_PARTITIONS)
         with psycopg.connect(cluster.dsn, autocommit=True) as connection:
             connection.execute("SELECT heap.create_app(%s, shard_count => %s)", (_APP, 8 if workers else None))
             connection.execute("SELECT set_config('heap.app', %s, false)", (_APP,))
@@ -127,26 +132,18 @@ def sink(
     workers: Workers = 0,
     sinks: Annotated[int, typer.Option(help="Sinks that share the log.")] = 1,
     rounds: Annotated[int, typer.Option(help="How often both are measured, by turns.")] = 3,
+    request: Annotated[
+        int, typer.Option(help="Events of a request, which travel together; 1 makes messages of one.")
+    ] = 100,
 ) -> None:
     """Rows a second of the sink, and of psql's COPY of the same rows into the same indexed table."""
     with _machinery(workers, definitions) as (dsn, broker), psycopg.connect(dsn, autocommit=True) as connection:
-        chance, now = random.Random(1), datetime.now(UTC)
-        sender = Sender(broker.bootstrap_servers)
-        for number in range(rows):
-            message = EventMessage(
-                app=_APP,
-                received_at=now,
-                ip="192.0.2.1",
-                user_agent=_AGENTS[number % 50],
-                **_fields(number, chance, now),
-            )
-            sender.send(_TOPIC, encode(message), message_key(_APP, message.user_id))
-        sender.finish(120)
+        messages = _send(broker, rows, request)
         ratios = []
         for turn in range(rounds):
             connection.execute(f"TRUNCATE {_APP}.events")
             connection.execute("DELETE FROM heap.ingest_offset")
-            by_sink, spent = _measure_sink(connection, dsn, broker, rows, sinks, turn)
+            by_sink, spent = _measure_sink(connection, dsn, broker, rows, messages, sinks, turn)
             by_copy, copying = _measure_copy(connection, dsn)
             ratios.append(by_sink / by_copy)
             typer.echo(f"sink {by_sink:,.0f} rows/s, COPY {by_copy:,.0f} rows/s: {ratios[-1]:.0%}")
@@ -154,6 +151,30 @@ def sink(
                 parts = ", ".join(f"{what} {1e6 * cpu:.1f}" for what, cpu in seconds.items())
                 typer.echo(f"    CPU of {name}, microseconds a row: {parts}")
         typer.echo(f"median {statistics.median(ratios):.0%}")
+
+
+def _send(broker: Broker, rows: int, request: int) -> int:
+    """Fills the log; how many messages that made, in which the events of a request travel as the capture server packs
+    them."""
+    chance, now = random.Random(1), datetime.now(UTC)
+    sender, sent = Sender(broker.bootstrap_servers), 0
+    for first in range(0, rows, request):
+        agent = _AGENTS[first // request % 50]
+        events = [
+            EventMessage(app=_APP, received_at=now, ip="192.0.2.1", user_agent=agent, **_fields(number, chance, now))
+            for number in range(first, min(first + request, rows))
+        ]
+        if request == 1:
+            records = [ProducerRecord(message_key(_APP, event.user_id), encode(event)) for event in events]
+        else:
+            origin = Origin(_APP, now, ip="192.0.2.1", user_agent=agent)
+            parts = [(event.user_id, encode(captured(event))) for event in events]
+            records = list(pack_events(parts, origin, _PARTITIONS, Limits().message_bytes))
+        for record in records:
+            sender.send(_TOPIC, record.value, record.key)  # in which partition, makes no difference here
+        sent += len(records)
+    sender.finish(120)
+    return sent
 
 
 def _servers(connection: psycopg.Connection[Any]) -> dict[str, int]:
@@ -198,9 +219,9 @@ def _spending(pids: dict[str, int]) -> Iterator[dict[str, float]]:
 
 
 def _measure_sink(
-    connection: psycopg.Connection[Any], dsn: str, broker: Broker, rows: int, sinks: int, turn: int
+    connection: psycopg.Connection[Any], dsn: str, broker: Broker, rows: int, messages: int, sinks: int, turn: int
 ) -> tuple[float, dict[str, float]]:
-    """From the first batch stored to the last, and the CPU spent meanwhile."""
+    """Rows a second and CPU of each, from the first batch stored to the last. All messages hold about as many rows."""
     query = "SELECT coalesce(sum(stored), 0), clock_timestamp() FROM heap.ingest_offset"
     common = ["sink", "--dsn", dsn, "--bootstrap-servers", broker.bootstrap_servers, "--topic", _TOPIC]
     with ExitStack() as stack:
@@ -211,9 +232,9 @@ def _measure_sink(
         while not (first := connection.execute(query).fetchone() or (0,))[0]:
             time.sleep(0.02)
         with _spending(pids) as spent:
-            while (last := connection.execute(query).fetchone() or (0,))[0] < rows:
+            while (last := connection.execute(query).fetchone() or (0,))[0] < messages:
                 time.sleep(0.02)
-        count, seconds = int(last[0] - first[0]), (last[1] - first[1]).total_seconds()
+        count, seconds = rows * float(last[0] - first[0]) / messages, (last[1] - first[1]).total_seconds()
         return count / seconds, {name: cpu / count for name, cpu in spent.items()}
 
 

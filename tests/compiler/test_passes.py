@@ -92,8 +92,10 @@ def test_choose_strategy_probes_from_the_rarest_earlier_step_and_only_with_known
     [
         ({}, "auto", 4, True),
         ({}, "auto", 0, False),
-        ({"Sign up": 300, "Purchase": 300}, "auto", 1, True),
-        ({"Sign up": 300, "Purchase": 300}, "auto", 4, False),
+        ({"Sign up": 700, "Purchase": 700}, "auto", 1, True),
+        ({"Sign up": 700, "Purchase": 700}, "auto", 4, False),
+        ({"Sign up": 100, "Purchase": 2_000_000}, "auto", 1, False),
+        ({"Sign up": 1_000, "Purchase": 2_000_000}, "auto", 1, True),
         ({"Sign up": 1_000, "Purchase": 2_000}, "vector", 4, True),
         ({"Sign up": 1_000, "Purchase": 2_000}, "vector", 0, False),
         ({"Sign up": 900_000, "Purchase": 2_000_000}, "merge", 4, False),

@@ -173,8 +173,15 @@ def test_explain_says_which_strategy_runs_and_why(shop: psycopg.Connection[Any])
     for statement, strategy, line in (
         (_FUNNEL, "vector", "strategy: vector: asked for by heap.strategy"),
         (_FUNNEL, "merge", "strategy: merge: asked for by heap.strategy"),
-        (_FUNNEL + " in any order", "vector", "strategy: any order: kernels know no such rule"),
-        (_FUNNEL + " counting sessions", "auto", "strategy: timeline: kernels know no such rule"),
+        (_FUNNEL + " in any order", "merge", "strategy: any order: asked for by heap.strategy"),
+        (_FUNNEL + " counting sessions", "merge", "strategy: timeline: asked for by heap.strategy"),
+        (_FUNNEL + " in any order holding path", "auto", counted),
+        (_FUNNEL.replace("funnel", "effort"), "auto", counted),
+        (
+            _FUNNEL.replace("funnel", "correlate") + " with country",
+            "vector",
+            "strategy: vector: asked for by heap.strategy",
+        ),
         (_FUNNEL + " by day", "auto", counted),
         ('time from "Viewed pricing" to "Purchase"', "auto", counted),
         ('retention from "Viewed pricing" to "Purchase"', "merge", "strategy: sql: asked for by heap.strategy"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -96,6 +97,19 @@ def test_late_rows_in_many_partitions_are_read_in_their_order(reader: psycopg.Co
         for at, statement in enumerate(_STATEMENTS):
             asked = statement + _RANGES[(batch + at) % len(_RANGES)]
             assert _ask(reader, asked) == _ask(reader, asked, "merge"), asked
+
+
+def test_few_users_are_looked_up_as_long_as_they_are_on_their_way(reader: psycopg.Connection[Any]) -> None:
+    """Steps are said to have so many events that whoever is on their way to one is looked up there; the windows of
+    users reach over partitions, gaps between them and the ends of ranges."""
+    rng = random.Random(5)
+    moments = [_START + timedelta(days=rng.randrange(-40, 170), minutes=rng.randrange(3)) for _ in range(150)]
+    places = {(rng.randrange(-20, 20), rng.choice(moments), rng.randrange(4)) for _ in range(1_500)}
+    _insert(reader, [(*place, rng.choice(("/a", "/b", "/c"))) for place in sorted(places, key=lambda _: rng.random())])
+    for statement in (*_STATEMENTS, 'funnel "A" ->[within 1 day] "B" ->[within 20 days] "C" within 60 days'):
+        for over in _RANGES:
+            sql = re.sub(r'"size":(null|\d+)', '"size":5000', _sql(reader, statement + over))
+            assert reader.execute(sql.encode()).fetchall() == _ask(reader, statement + over, "merge"), statement + over
 
 
 def test_an_event_redefined_is_another_one_in_the_same_session(reader: psycopg.Connection[Any]) -> None:

@@ -74,7 +74,9 @@ def _check(connection: psycopg.Connection[Any], log: Log) -> None:
     if connection.execute("SELECT heap._has_citus()").fetchone() == (True,):
         with suppress(AssertionError):
             until(lambda: stored_ids(connection) == expected, 75)
-    assert stored_ids(connection) == expected
+    prepared = connection.execute("SELECT gid, prepared FROM pg_prepared_xacts").fetchall()
+    offsets = connection.execute("SELECT partition, next_offset FROM heap.ingest_offset WHERE topic = %s", (log.topic,))
+    assert stored_ids(connection) == expected, f"transactions left prepared: {prepared}, offsets: {offsets.fetchall()}"
     assert len(log.acknowledged) > 0
 
 
@@ -105,6 +107,7 @@ def test_sink_stopped_and_woken_when_another_has_its_partitions(
                 time.sleep(2.5)  # longer than Kafka waits for a member of the group
                 os.kill(first.pid, signal.SIGCONT)
                 time.sleep(0.5)
+        assert first.is_alive()
     with running(dsn, log):
         _check(owner, log)
 

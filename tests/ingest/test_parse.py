@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from time import process_time
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -186,6 +187,15 @@ def test_an_odd_event_is_taken_together_with_others_as_alone(odd: dict[str, Any]
 @settings(max_examples=300)
 def test_events_taken_together_are_those_taken_one_by_one(events: list[dict[str, Any]], correction: timedelta) -> None:
     _alike_together_and_alone(events, correction)
+
+
+def test_numbers_of_one_hash_cost_no_more_than_others() -> None:
+    """Python's hash of an integer is its rest by 2**61 - 1."""
+    chosen = [{str(n): (n + 250 * event + 9) * (2**61 - 1) for n in range(250)} for event in range(80)]
+    events = [{"type": "click", "user_id": 1, "time": NOON, "properties": properties} for properties in chosen]
+    started = process_time()
+    assert len(_parse({"events": events}).events) == 80
+    assert process_time() - started < 1
 
 
 @given(events=st.lists(_USUAL.filter(lambda event: event.get("properties") != {}), min_size=1, max_size=5))

@@ -15,7 +15,7 @@ from heap_extension.kernels import chains, durations
 from tests import oracle
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
-_USERS = [-(2**63), -7, 0, 1, 2**53 + 1, 2**63 - 1]
+_USERS = [-(2**63), -7, 0, 1, 2, 3, 2**53 + 1, 2**63 - 1]
 _IDS = [-(2**63), -1, 0, 1, 2, 2**63 - 1]
 _TYPES = "abcd"
 
@@ -36,37 +36,55 @@ def _histories(draw: st.DrawFn) -> list[oracle.Event]:
     ]
 
 
-def _arrays(events: list[oracle.Event], types: str) -> chains.Events:
-    """The events of a step, in their order."""
+def _runs(events: list[oracle.Event], types: str, cuts: list[datetime]) -> list[chains.Events]:
+    """The events of a step in their order, those between two of the cuts in a run of their own."""
     found = sorted((e.user_id, e.time, e.event_id) for e in events if e.type in types)
-    ids = np.array([event_id for _, _, event_id in found], np.int64)
-    users = np.array([user for user, _, _ in found], np.int64)
-    return chains.Events(users, np.array([_microseconds(time) for _, time, _ in found], np.int64), lambda: ids)
+    return [
+        _arrays([key for key in found if sum(key[1] >= cut for cut in cuts) == run]) for run in range(len(cuts) + 1)
+    ]
+
+
+def _arrays(keys: list[tuple[int, datetime, int]]) -> chains.Events:
+    """Events; the one value of each says what it is."""
+    ids = np.array([event_id for _, _, event_id in keys], np.int64)
+    users = np.array([user for user, _, _ in keys], np.int64)
+    times = [_microseconds(time) for _, time, _ in keys]
+    values = [f"{user} {time}".encode() for user, time in zip(users.tolist(), times, strict=True)]
+    return chains.Events(users, np.array(times, np.int64), lambda: ids, [values])
 
 
 def _found(
-    events: list[oracle.Event], steps: list[str], window: int, within: list[int | None]
+    events: list[oracle.Event], steps: list[str], window: int, within: list[int | None], cuts: list[datetime]
 ) -> dict[int, tuple[int, list[int]]]:
     """Level and times of each user's chain, as the kernels find them."""
+    first, *others = (_runs(events, step, cuts) for step in steps)
+    parts = []
+    for line in chains.blocks(first, window):
+        reached = [chains.entered(first, line)]
+        for more, limit in zip(others, within, strict=True):
+            reached.append(chains.continued(reached[-1], more, window, limit))
+        parts.append(chains.furthest(reached))
     found: dict[int, tuple[int, list[int]]] = {}
-    for entries, line in chains.blocks(_arrays(events, steps[0]), window):
-        reached = [chains.entered(entries, line)]
-        for step, limit in zip(steps[1:], within, strict=True):
-            reached.append(chains.continued(reached[-1], _arrays(events, step), window, limit))
-        result = chains.furthest(reached)
+    if parts:
+        result = chains.together(parts)
         for at, user in enumerate(result.users.tolist()):
             level = int(result.levels[at])
-            found[user] = level, [int(times[at]) for times in result.times[:level]]
+            times = [int(times[at]) for times in result.times[:level]]
+            found[user] = level, times
             assert [sources[at] >= 0 for sources in result.sources] == [step < level for step in range(len(steps))]
+            for runs, time, sources in zip((first, *others), times, result.sources, strict=False):
+                (read,) = ([text for run in runs for text in run.values[0]],)
+                assert read[sources[at]].split()[:2] == [str(user).encode(), str(time).encode()]
     return found
 
 
-@settings(max_examples=400)
+@settings(max_examples=300)
 @given(data=st.data(), events=_histories())
 def test_chains_are_those_of_the_oracle(data: st.DataObject, events: list[oracle.Event]) -> None:
     steps = data.draw(st.lists(st.sampled_from(["a", "b", "ab", "bc", "abcd", "d"]), min_size=2, max_size=4))
     window = data.draw(st.sampled_from([1, 2, 3, 86_400_000_000 * 3_650]))
     within = [data.draw(st.sampled_from([None, None, 1, 2])) for _ in steps[1:]]
+    cuts = data.draw(st.lists(st.sampled_from(sorted({event.time for event in events}) or [_EPOCH]), max_size=2))
     limits = {at: timedelta(microseconds=limit) for at, limit in enumerate(within, start=2) if limit is not None}
     always = (datetime(1900, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
     rules = oracle.Rules(timedelta(microseconds=window), *always, within=limits)
@@ -76,9 +94,12 @@ def test_chains_are_those_of_the_oracle(data: st.DataObject, events: list[oracle
         own = [event for event in events if event.user_id == user]
         for level, chain in oracle.counted_chains(own, tests, rules):
             expected[user] = level, [_microseconds(event.time) for event in chain if event is not None]
-    assert _found(events, steps, window, within) == expected
-    with patch.object(chains, "MAX_LINE", 1):  # every user in a block of their own
-        assert _found(events, steps, window, within) == expected
+    assert _found(events, steps, window, within, cuts) == expected
+    for name in ("MAX_LINE", "BLOCK"):
+        with patch.object(chains, name, 1):  # every user in a block of their own
+            assert _found(events, steps, window, within, cuts) == expected
+    with patch.object(chains, "_RARE", data.draw(st.sampled_from([0, 1_000]))):  # all steps are merged, or searched
+        assert _found(events, steps, window, within, cuts) == expected
 
 
 def test_a_line_of_many_users_and_decades_is_cut_before_it_overflows() -> None:
@@ -88,11 +109,12 @@ def test_a_line_of_many_users_and_decades_is_cut_before_it_overflows() -> None:
     times = np.tile(np.array([-century, century], np.int64), 3_000)
     events = chains.Events(users, times, lambda: users)
     window = 3_650 * 86_400_000_000
-    cut = list(chains.blocks(events, window))
+    cut = list(chains.blocks([events], window))
     assert len(cut) > 1
-    assert sum(len(part.users) for part, _ in cut) == len(users)
-    for part, line in cut:
-        places = chains.entered(part, line).places
+    assert [user for line in cut for user in line.users.tolist()] == list(range(3_000))
+    for line in cut:
+        places = chains.entered([events], line).places
+        assert len(places) == 2 * len(line.users)
         assert (np.diff(places) > 0).all()
         assert len(line.users) * line.stretch <= chains.MAX_LINE
 
@@ -106,8 +128,9 @@ def test_event_ids_are_read_only_where_events_share_an_instant() -> None:
 
     for second, read in (([3, 5], 0), ([1, 5], 2)):
         asked.clear()
-        (entries, line), = chains.blocks(step([1, 2]), 10)  # fmt: skip
-        chains.continued(chains.entered(entries, line), step(second), 10)
+        first = [step([1, 2])]
+        (line,) = chains.blocks(first, 10)
+        chains.continued(chains.entered(first, line), [step(second)], 10)
         assert len(asked) == read
 
 

@@ -101,10 +101,11 @@ def _entangled(steps: Sequence[str]) -> list[list[int]]:
 def _chains(found: Iterable[Found]) -> list[tuple[int, int, list[tuple[int, int] | None]]]:
     """User, level and per step (time, event id) of each chain, sorted."""
     rows = []
-    for chains, _, events in found:
+    for one in found:
+        chains = one.chains
         for at, (user, level) in enumerate(zip(chains.users.tolist(), chains.levels.tolist(), strict=True)):
             chain: list[tuple[int, int] | None] = []
-            for times, sources, step in zip(chains.times, chains.sources, events, strict=True):
+            for times, sources, step in zip(chains.times, chains.sources, one.events, strict=True):
                 if sources[at] < 0:
                     chain.append(None)
                     continue

@@ -16,9 +16,15 @@ PROBE_COST = 15
 """Looking up one user costs about as much as reading this many events in index order: 5.5 us against 0.6 us measured
 (PostgreSQL 15, one month of partitions), and half again for indexes that are not in memory."""
 
-KERNEL_COST = 500
-"""Calling the kernel of one shard costs about as much as merging this many events in SQL."""
+LOOKUP_COST = 8
+"""The same where SQL probes indexes that are in memory, against events that SQL merges: 4 us to 8 us against 0.7 us."""
 
+KERNEL_COST = 1_200
+"""Calling the kernel of one shard costs about as much as merging this many events in SQL: 1 ms of processor time, at
+0.7 us to 2 us an event."""
+
+RULES_COST = 100
+"""The same where chains have other rules: with 300 events SQL takes more than twice as long."""
 
 COUNTING_COST = 100
 """The same for a kernel that counts users by bucket: SQL takes longer there, and plans as long."""
@@ -27,9 +33,14 @@ COUNTING_COST = 100
 def choose_strategy(sequence: Sequence) -> Sequence:
     """Says whether kernels serve the sequence, and what each step is driven by where SQL does."""
     sizes = [step.matching_events for step in sequence.steps]
-    cost = KERNEL_COST * sequence.shards
-    vector, reason = _for_kernels(sizes, sequence.shards, sequence.asked, cost)
-    return replace(_with_drivers(sequence), vector=vector, reason=reason)
+    cost = (KERNEL_COST if sequence.is_plain else RULES_COST) * sequence.shards
+    driven = _with_drivers(sequence)
+    work = [
+        size if size is None or step.driver is None else min(size, LOOKUP_COST * (sizes[step.driver] or 0))
+        for step, size in zip(driven.steps, sizes, strict=True)
+    ]
+    vector, reason = _for_kernels(sizes, work, sequence.shards, sequence.asked, cost)
+    return replace(driven, vector=vector, reason=reason)
 
 
 def choose_counting(events: Iterable[BoundEvent], catalog: Catalog, *, known: bool = True) -> Choice:
@@ -41,14 +52,19 @@ def choose_counting(events: Iterable[BoundEvent], catalog: Catalog, *, known: bo
     """
     sizes = [event.matching_events for event in events]
     cost = COUNTING_COST * catalog.shards
-    vector, reason = _for_kernels(sizes, catalog.shards, catalog.strategy, cost, known=known)
+    vector, reason = _for_kernels(sizes, sizes, catalog.shards, catalog.strategy, cost, known=known)
     return Choice(vector, reason, catalog.shards)
 
 
 def _for_kernels(
-    sizes: list[int | None], shards: int, asked: Strategy, cost: int, *, known: bool = True
+    sizes: list[int | None], work: list[int | None], shards: int, asked: Strategy, cost: int, *, known: bool = True
 ) -> tuple[bool, str]:
-    """Whether kernels are there, know every rule, and have more than `cost` events, or nobody knows; and why."""
+    """Whether kernels are there, know every rule, and spare SQL more than `cost` events, or nobody knows; and why.
+
+    Args:
+        sizes: how many events match.
+        work: how many events SQL would merge, or what it does instead of merging them all, in such events.
+    """
     if not known:
         return False, "kernels know no such rule"
     if not shards:
@@ -58,7 +74,7 @@ def _for_kernels(
     if None in sizes:
         return True, "events that nobody has counted"
     matching = sum(size for size in sizes if size is not None)
-    return matching > cost, f"about {matching:,} matching events"
+    return sum(size or 0 for size in work) > cost, f"about {matching:,} matching events"
 
 
 def _with_drivers(sequence: Sequence) -> Sequence:

@@ -11,11 +11,12 @@ from datetime import datetime
 
 from sqlglot import exp
 
-from heap_compiler.bound import GroupKey
+from heap_compiler.bound import EVERY_EVENT, GroupKey
 from heap_compiler.groups import group_columns
 from heap_compiler.passes.choose_strategy import PROBE_COST
+from heap_compiler.scan import EVENT_ORDER, scans
 from heap_compiler.sequence import Sequence
-from heap_compiler.sql import cast
+from heap_compiler.sql import cast, column, number, union_all
 from heap_compiler.strategies.any_order import entangled_steps
 from heap_compiler.strategies.kernels import SLICE, Reads, instants, kernel_query, microseconds
 from heap_compiler.strategies.reading import unit_values
@@ -51,7 +52,18 @@ def kernel_totals(
         "now": instants([now])[0],
         "buckets": instants(buckets),
     }
+    if effort:
+        reads.shown.append(lambda: _lookup(sequence))
     return [("kernel", kernel_query("heap._funnel_kernel", specification, reads))]
+
+
+def _lookup(sequence: Sequence) -> exp.Query:
+    """What an effort reads of each chain's user, here of one: `Shard.events_of_spans` does so."""
+    read = sequence.steps[-1].read
+    assert read is not None
+    columns = {name: column(name) for name in EVENT_ORDER}
+    of_user = [exp.EQ(this=column("user_id", "every"), expression=number(0))]
+    return union_all(scans(sequence.schema, EVERY_EVENT, read, columns, alias="every", extra=of_user, ordered=True))
 
 
 def sequence_specification(

@@ -109,7 +109,8 @@ def _totals(shard: Shard, population: Population, asked: _Specification) -> Iter
         if len(converted) == 0:
             continue
         periods = _periods(conversions.events, asked["window"])
-        few = len(periods.users) * _EVENTS_PER_PERIOD < (measured["size"] or 0)
+        size = shard.size_of(measured if asked["are_touches"] else asked["touches"])
+        few = len(periods.users) * _EVENTS_PER_PERIOD < size
         spans, values, events = _spans(shard, asked, converted, periods if few else users, conversions)
         touches = touches_of_spans(spans)
         own = values.codes[len(spans.users) :] if asked["are_touches"] else np.full(len(conversions.outside), _NOTHING)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
-from heap_extension.kernels.chains import Chains, Reached, blocks, continued, entered, furthest
+from heap_extension.kernels.chains import Chains, Reached, Runs, blocks, continued, entered, furthest, together
 from heap_extension.kernels.effort import events_between
-from heap_extension.kernels.events import Int64, changes
+from heap_extension.kernels.events import Int64
 from heap_extension.kernels.population import Coded, Population
-from heap_extension.kernels.sequences import SequenceAsked, found_chains
-from heap_extension.kernels.shard import Between, Database, Selection, Shard, Users
+from heap_extension.kernels.sequences import MAX_PROBED, SequenceAsked, found_chains
+from heap_extension.kernels.shard import Database, Periods, Selection, Shard, Users
 from heap_extension.kernels.totals import added_up
 
 __all__ = ["Totals", "funnel"]
 
-_MAX_PROBED = 20_000
-"""More users than this are not looked up one by one: their ids would make too long a condition."""
+_EVENTS_OF_FEW = 4
+"""Users with more events than this on average are not counted to see whether they are few."""
 
 _MILLION = 1_000_000
 """Statistics of durations take microseconds and give seconds: of millionths they give numbers."""
@@ -101,25 +102,34 @@ class _Funnel:
 
     def chains(self) -> Iterator[tuple[Chains, Coded | None]]:
         """Every user's chain with its group, by slices of users that fit into memory."""
-        for users in self._shard.slices_of([step["events"] for step in self._asked["steps"]], self._asked["slice"]):
-            first = self._population.members(self._shard.events(self._asked["steps"][0]["events"], users))
-            for events, line in blocks(first, self._asked["window"]):
-                whole = len(events.users) == len(first.users)
-                near = users if whole else Between(int(line.users[0]), int(line.users[-1]))
-                steps = [entered(events, line)]
-                for step in self._asked["steps"][1:]:
-                    more = self._shard.events(step["events"], self._of_few(step["events"], steps[-1], near))
-                    steps.append(continued(steps[-1], more, self._asked["window"], step["within"]))
-                chains = furthest(steps)
-                at = self._asked["group_step"]
-                yield chains, self._population.groups(chains.users, steps[at].events.values, chains.sources[at])
+        steps = [step["events"] for step in self._asked["steps"]]
+        for users in self._shard.slices_of(steps, self._asked["slice"]):
+            found: list[Runs] = [[self._population.members(run) for run in self._shard.runs(steps[0], users)]]
+            reached = [[entered(found[0], line)] for line in blocks(found[0], self._asked["window"])]
+            if not reached:
+                continue
+            for step in self._asked["steps"][1:]:
+                on_their_way = self._of_few(step["events"], [block[-1] for block in reached], users)
+                found.append(self._shard.runs(step["events"], on_their_way))
+                for block in reached:
+                    block.append(continued(block[-1], found[-1], self._asked["window"], step["within"]))
+            chains = together([furthest(block) for block in reached])
+            at = self._asked["group_step"]
+            yield chains, self._population.groups(chains.users, _values(found[at]), chains.sources[at])
 
-    def _of_few(self, events: Selection, reached: Reached, users: Users | None) -> Users | None:
-        """The users still on their way when they are few enough to be looked up; else `users`."""
-        ranks = reached.ranks
-        on_their_way = reached.line.users[ranks[changes(ranks)]]
-        most = 0 if events["size"] is None else min(events["size"] // self._asked["probe_cost"], _MAX_PROBED)
-        return on_their_way if len(on_their_way) <= most else users
+    def _of_few(self, events: Selection, reached: Sequence[Reached], users: Users | None) -> Users | Periods | None:
+        """The users still on their way, and for how long, when they are few enough to be looked up; else `users`."""
+        most = 0 if events["size"] is None else min(events["size"] // self._asked["probe_cost"], MAX_PROBED)
+        if sum(len(block.places) for block in reached) > _EVENTS_OF_FEW * most:
+            return users
+        stays = [block.stays(self._asked["window"]) for block in reached]
+        on_their_way = Periods(*(np.concatenate(numbers) for numbers in zip(*stays, strict=True)))
+        return on_their_way if len(on_their_way.users) <= most else users
+
+
+def _values(runs: Runs) -> list[list[bytes]]:
+    """What was read with the events of the runs, one after the other."""
+    return [list(chain.from_iterable(texts)) for texts in zip(*(run.values for run in runs), strict=True)]
 
 
 def _counted(

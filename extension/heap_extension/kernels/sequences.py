@@ -25,9 +25,9 @@ from heap_extension.kernels.timeline import (
     reached,
 )
 
-__all__ = ["Found", "Rules", "SequenceAsked", "StepAsked", "events_of", "found_chains"]
+__all__ = ["MAX_PROBED", "Found", "Rules", "SequenceAsked", "StepAsked", "events_of", "found_chains"]
 
-_MAX_PROBED = 20_000
+MAX_PROBED = 20_000
 """More users than this are not looked up one by one: their ids would make too long a condition."""
 
 _PROBES_OF_ANY = 6
@@ -122,7 +122,7 @@ def events_of(shard: Shard, selection: Selection, wanted: Int64, users: Users | 
     size = selection["size"]
     if size is None and any(scan["definition"] == "any" for scan in selection["scans"]):
         size, probe_cost = shard.known_events(), probe_cost * _PROBES_OF_ANY
-    most = 0 if size is None else min(size // probe_cost, _MAX_PROBED)
+    most = 0 if size is None else min(size // probe_cost, MAX_PROBED)
     return shard.events(selection, wanted if len(wanted) <= most else users).of(wanted)
 
 

@@ -22,7 +22,8 @@ class Limits:
         name_length: characters of a type, a property's name, or an id that is text.
         properties: of one object.
         depth: of objects and arrays in each other.
-        in_flight_bytes: of all requests that wait for their bodies or for Kafka, in one process.
+        in_flight_bytes: of all requests that wait for their bodies or for Kafka, in one process; a body of at most
+            64 kB counts from when all of it is there.
         clock_tolerance: by which a client's clock may differ before its times are corrected.
         ahead: by which an event's time may lie in the future.
     """
