@@ -356,6 +356,18 @@ def test_packs_have_events_in_many_parts(packed: str, asked: psycopg.Connection[
     assert _users(asked) == [40, 40, 40]
 
 
+def test_a_month_of_which_little_went_is_packed_again(packed: str, asked: psycopg.Connection[Any]) -> None:
+    """Of fewer than one page in fifty VACUUM by itself leaves the places of rows, and then the pages are not settled."""
+    asked.execute("INSERT INTO packed.events (user_id, time, event_id, type, path) SELECT n, '2026-01-10'::timestamptz"
+                  " + make_interval(secs => n), n, 'pageview', '/z' FROM generate_series(1, 30000) AS n")  # fmt: skip
+    _pack(packed)
+    asked.execute("DELETE FROM packed.events WHERE user_id = 7 AND path = '/c'")
+    asked.execute("DELETE FROM packed.events WHERE user_id = 7 AND path = '/z'")
+    assert Maintainer(packed).run_once()
+    assert _states(asked) == {"valid"}
+    assert _users(asked) == [40, 40, 39]
+
+
 def test_erasing_a_person_leaves_no_pack_with_them(asked: psycopg.Connection[Any]) -> None:
     users = "SELECT users FROM packed.packs WHERE first_user <= 7 AND last_user >= 7"
     one = _packed_users(asked, users)

@@ -59,7 +59,9 @@ def execute(
                 )
             case Kind.freeze:
                 # Else a later VACUUM would freeze what did not change, and packs would have to be made again.
-                connection.execute(sql.SQL("VACUUM (ANALYZE, FREEZE, TRUNCATE false, SKIP_LOCKED) {}").format(table))
+                # And where few rows went, VACUUM would leave their places, and so pages that not all see all of.
+                options = "ANALYZE, FREEZE, INDEX_CLEANUP on, TRUNCATE false, SKIP_LOCKED"
+                connection.execute(sql.SQL(f"VACUUM ({options}) {{}}").format(table))
             case Kind.pack:
                 assert event is not None or work.event is None
                 predicate = EVERY_EVENT_CONDITION if event is None else event.predicate
