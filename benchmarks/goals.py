@@ -210,9 +210,9 @@ GOALS: tuple[Goal, ...] = (
         _citus,
         1.8,
         True,
-        why="of processor time, at a tenth of the events, PostgreSQL takes 30 ms, each worker 18 and then the coordinator"
-        " 10: planning, rows through an intermediate result, medians. What runs in turns bounds it to 1.05x there; the more"
-        " events, the less that is",
+        why="of processor time, at a tenth of the events, PostgreSQL takes 30 ms, each worker 18 and then the"
+        " coordinator 10: planning, rows through an intermediate result, medians. What runs in turns bounds it to 1.05x"
+        " there; the more events, the less that is",
     ),
     Goal(
         "the strategy chosen",
