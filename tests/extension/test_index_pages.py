@@ -16,13 +16,15 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
 from heap_extension.cluster import Cluster
+from heap_extension.index_names import index_suffix
 from heap_extension.kernels import btree, index_pages
 from heap_extension.kernels.events import Events, Int64
 from heap_extension.kernels.index_pages import IndexPages
 from heap_extension.nodes import create_extension
 
 _TABLE = "paged.events"
-_SOURCE = f"FROM {_TABLE} WHERE (path = '/a')"
+_CONDITION = "path = '/a'"
+_INDEX = f"events_{index_suffix('A', _CONDITION)}"
 _EVERYBODY = (-(2**63), 2**63 - 1)
 Row = tuple[int, int, int]
 
@@ -50,7 +52,7 @@ class _Reader:
         return _as_events([row for row in self.scanned() if row[0] in set(users.tolist())])
 
     def read(self, first_user: int = _EVERYBODY[0], last_user: int = _EVERYBODY[1]) -> list[Row] | None:
-        found = IndexPages(self.run).events(_TABLE, _SOURCE, first_user, last_user, self._users)
+        found = IndexPages(self.run).events(_TABLE, "A", _CONDITION, first_user, last_user, self._users)
         if found is None:
             return None
         return list(zip(found.users.tolist(), found.times.tolist(), found.ids.tolist(), strict=True))
@@ -77,7 +79,7 @@ def server(postgres_cluster: Cluster) -> Iterator[str]:
             f"""CREATE TABLE {_TABLE} (user_id bigint, event_id bigint, time timestamptz, path text,
             title text, PRIMARY KEY (user_id, time, event_id)) WITH (autovacuum_enabled = off)""".encode()
         )
-        connection.execute(f"CREATE INDEX of_a ON {_TABLE} (user_id, time, event_id) WHERE path = '/a'".encode())
+        connection.execute(f"CREATE INDEX {_INDEX} ON {_TABLE} (user_id, time, event_id) WHERE {_CONDITION}".encode())
         yield postgres_cluster.dsn
         connection.execute("DROP SCHEMA paged CASCADE")
 
@@ -260,50 +262,59 @@ def test_rows_of_unvacuumed_pages_are_found_by_their_places(server: str, writer:
 
 
 def test_an_index_that_is_replaced_is_found_again(server: str, writer: psycopg.Connection[Any]) -> None:
-    for change in ("REINDEX INDEX CONCURRENTLY paged.of_a", "REINDEX INDEX paged.of_a", f"VACUUM FULL {_TABLE}"):
+    for change in (
+        f"REINDEX INDEX CONCURRENTLY paged.{_INDEX}",
+        f"REINDEX INDEX paged.{_INDEX}",
+        f"VACUUM FULL {_TABLE}",
+    ):
         writer.execute(change.encode())
         writer.execute(f"VACUUM {_TABLE}".encode())
         with _snapshot(server) as connection:
             reader = _Reader(connection)
             assert reader.read() == reader.scanned(), change
-    writer.execute("DROP INDEX paged.of_a")
+    writer.execute(f"DROP INDEX paged.{_INDEX}".encode())
     try:
         with _snapshot(server) as connection:
             assert _Reader(connection).read() is None
     finally:
-        writer.execute(f"CREATE INDEX of_a ON {_TABLE} (user_id, time, event_id) WHERE path = '/a'".encode())
+        writer.execute(f"CREATE INDEX {_INDEX} ON {_TABLE} (user_id, time, event_id) WHERE {_CONDITION}".encode())
     with _snapshot(server) as connection:
         reader = _Reader(connection)
         assert reader.read() == reader.scanned()
 
 
 @pytest.mark.parametrize(
-    "definition",
+    ("name", "definition"),
     [
-        "(user_id, time, event_id DESC) WHERE path = '/a'",
-        "(user_id, event_id, time) WHERE path = '/a'",
-        "(user_id, time, event_id) WHERE path IN ('/a', '/b')",
-        "(user_id, time, event_id) WHERE path = '/a' AND title = ''",
-        "(path, user_id, time, event_id)",
+        (_INDEX, "(user_id, time, event_id DESC) WHERE path = '/a'"),
+        (_INDEX, "(user_id, event_id, time) WHERE path = '/a'"),
+        (_INDEX, "(path, user_id, time, event_id)"),
+        ("other", "(user_id, time, event_id) WHERE path IN ('/a', '/b')"),
+        ("other", "(user_id, time, event_id)"),
+        (
+            f"events_{index_suffix('A', _CONDITION + ' AND true')}",
+            "(user_id, time, event_id) WHERE path = '/a' AND title = ''",
+        ),
     ],
 )
-def test_other_indexes_are_not_read(server: str, writer: psycopg.Connection[Any], definition: str) -> None:
-    writer.execute("DROP INDEX paged.of_a")
-    writer.execute(f"CREATE INDEX other ON {_TABLE} {definition}".encode())
+def test_other_indexes_are_not_read(server: str, writer: psycopg.Connection[Any], name: str, definition: str) -> None:
+    writer.execute(f"DROP INDEX paged.{_INDEX}".encode())
+    writer.execute(f"CREATE INDEX {name} ON {_TABLE} {definition}".encode())
     try:
         with _snapshot(server) as connection:
             assert _Reader(connection).read() is None
     finally:
-        writer.execute("DROP INDEX paged.other")
-        writer.execute(f"CREATE INDEX of_a ON {_TABLE} (user_id, time, event_id) WHERE path = '/a'".encode())
+        writer.execute(f"DROP INDEX paged.{name}".encode())
+        writer.execute(f"CREATE INDEX {_INDEX} ON {_TABLE} (user_id, time, event_id) WHERE {_CONDITION}".encode())
 
 
 def test_an_index_that_covers_columns(server: str, writer: psycopg.Connection[Any]) -> None:
     """Of which some are null."""
     writer.execute(f"UPDATE {_TABLE} SET title = NULL WHERE event_id % 3 = 0".encode())
-    writer.execute("DROP INDEX paged.of_a")
+    writer.execute(f"DROP INDEX paged.{_INDEX}".encode())
+    covering = f"events_{index_suffix('A', _CONDITION, ['title'])}"
     writer.execute(
-        f"CREATE INDEX other ON {_TABLE} (user_id, time, event_id) INCLUDE (title) WHERE path = '/a'".encode()
+        f"CREATE INDEX {covering} ON {_TABLE} (user_id, time, event_id) INCLUDE (title) WHERE {_CONDITION}".encode()
     )
     writer.execute(f"VACUUM {_TABLE}".encode())
     try:
@@ -311,8 +322,8 @@ def test_an_index_that_covers_columns(server: str, writer: psycopg.Connection[An
             reader = _Reader(connection)
             assert reader.read() == reader.scanned()
     finally:
-        writer.execute("DROP INDEX paged.other")
-        writer.execute(f"CREATE INDEX of_a ON {_TABLE} (user_id, time, event_id) WHERE path = '/a'".encode())
+        writer.execute(f"DROP INDEX paged.{covering}".encode())
+        writer.execute(f"CREATE INDEX {_INDEX} ON {_TABLE} (user_id, time, event_id) WHERE {_CONDITION}".encode())
 
 
 @pytest.fixture

@@ -532,8 +532,8 @@ class Shard:
             (of, times), _ = self._columns(self._select(part, scan, (), bounds), [_USER, _TIME], bounds)
             return Events(of, times, lambda: self._columns(self._select(part, scan, (), bounds), [_ID], bounds)[0][0])
 
-        source = f"FROM {part.table} WHERE ({self._text(scan['where'])})"
-        events = self._index_pages.events(part.table, source, first, last, of_users)
+        condition = self._text(scan["where"])
+        events = self._index_pages.events(part.table, str(scan["definition"]), condition, first, last, of_users)
         return None if events is None else _within(events, part, selection, users)
 
     def _is_of_index(self, scan: Scan, selection: Selection) -> bool:
