@@ -183,7 +183,7 @@ def test_explain_says_which_strategy_runs_and_why(shop: psycopg.Connection[Any])
             "strategy: vector: asked for by heap.strategy",
         ),
         (_FUNNEL + " by day", "auto", counted),
-        ('time from "Viewed pricing" to "Purchase"', "auto", counted),
+        ('time from "Viewed pricing" to "Purchase"', "vector", "strategy: vector: asked for by heap.strategy"),
         ('retention from "Viewed pricing" to "Purchase"', "merge", "strategy: sql: asked for by heap.strategy"),
         ("lifecycle of any group by country", "auto", "strategy: vector: events that nobody has counted"),
         ("trend users of any by day group by country", "vector", "strategy: sql: kernels know no such rule"),
