@@ -40,6 +40,7 @@ __all__ = [
     "insert_without_heap",
     "machine",
     "measure_first_calls",
+    "measure_first_reads",
     "measure_floor",
     "measure_new_definition",
     "say",
@@ -287,6 +288,30 @@ def measure_first_calls(heap: Heap, dataset: Dataset, results: Results, rounds: 
     for name, times in took.items():
         results.add("calls", name, "heap", times)
     say("calls: " + ", ".join(f"{name} {1000 * median(t):.1f} ms" for name, t in took.items()))
+
+
+def measure_first_reads(
+    heap: Heap, dataset: Dataset, results: Results, tiers: Sequence[str], rounds: int = 5, loads: str = "fixed"
+) -> None:
+    """Funnels of events that the session has not read before, and so keeps nothing of; what computes them it has loaded
+    for a funnel of `loads`."""
+    app = app_of(dataset)
+
+    def ask(connection: psycopg.Connection[Any], tier: str) -> float:
+        steps = " -> ".join(step.quoted for step in EVENTS[tier][:3])
+        began = time.perf_counter()
+        connection.execute("SELECT * FROM heap.funnel(%s)", (f"funnel {steps} within 7 days {RANGE}",)).fetchall()
+        return time.perf_counter() - began
+
+    took: dict[str, list[float]] = {tier: [] for tier in tiers}
+    for _ in range(rounds):
+        with heap.connect(app) as connection:
+            ask(connection, loads)
+            for tier, times in took.items():
+                times.append(ask(connection, tier))
+    for tier, times in took.items():
+        results.add("first reads", f"3-step funnel, {tier}", "heap", times)
+    say("first in a session: " + ", ".join(f"{tier} {1000 * median(times):.1f} ms" for tier, times in took.items()))
 
 
 class _Batches:

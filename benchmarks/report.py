@@ -235,6 +235,8 @@ def _rest(results: Results) -> Iterator[str]:
                 )
     for subject in results.seconds.get("calls", {}):
         rows.append((f"rarest funnel: {subject}", _time(results, "calls", subject, "heap") + " ms"))
+    for subject in results.seconds.get("first reads", {}):
+        rows.append((f"{subject}: first time in a session", _time(results, "first reads", subject, "heap") + " ms"))
     rows += [(name, f"{number:,.1f}") for name, number in results.numbers.items() if name != "caches dropped"]
     yield from _table(("what", "measured"), rows)
 

@@ -16,6 +16,7 @@ from benchmarks.experiments import (
     insert,
     insert_without_heap,
     measure_first_calls,
+    measure_first_reads,
     measure_floor,
     measure_new_definition,
 )
@@ -48,6 +49,7 @@ def test_strategies(question: Funnel, bench: Bench, results: Results) -> None:
 
 def test_first_calls(bench: Bench, results: Results) -> None:
     measure_first_calls(bench.heap, bench.dataset, results)
+    measure_first_reads(bench.heap, bench.dataset, results, _TIERS)
 
 
 def test_new_definition(bench: Bench, results: Results) -> None:

@@ -97,6 +97,7 @@ def test_every_system_answers_alike_and_all_is_reported(heap: Heap, dataset: Dat
         experiments.compare_sizes(_ASKED[0], peers, [dataset], results)
         experiments.measure_new_definition(heap, dataset, results)
         experiments.measure_first_calls(heap, dataset, results, rounds=1, tier="1 %")
+        experiments.measure_first_reads(heap, dataset, results, ("1 %",), rounds=1, loads="10 %")
         experiments.insert(heap, dataset, results, counts=(0, 10), batches=(100,), seconds=0.1, with_selectors=10)
         experiments.measure_floor(_ASKED[0], heap, dataset, results)
     finally:

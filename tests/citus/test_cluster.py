@@ -246,7 +246,8 @@ def test_an_update_reaches_every_node(big_cluster: CitusCluster, older_files: st
 def test_nodes_without_files_or_python_are_named(
     shop: psycopg.Connection[Any], big_cluster: CitusCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("heap_extension.nodes._ASKED", 'SELECT \'{"answers": true, "has_python": true}\'::json')
+    answer = """SELECT '{"answers": true, "has_python": true, "has_pageinspect": true}'::json"""
+    monkeypatch.setattr("heap_extension.nodes._ASKED", answer)
     with pytest.raises(InstallError, match="not the files of heap") as raised:
         create_extension(big_cluster.dsn)
     assert all(_name(node) in str(raised.value) for node in [big_cluster.coordinator, *big_cluster.workers])

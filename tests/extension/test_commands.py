@@ -73,7 +73,7 @@ def test_query_prints_tables_csv_and_json_and_reads_stdin(dsn: str) -> None:
 def test_sql_and_explain_print_text(dsn: str) -> None:
     ensure_shop(dsn)
     options = ["--dsn", dsn, "--app", "shop", 'funnel "Viewed pricing" -> "Purchase"']
-    assert "heap._funnel_kernel(" in _heap("sql", *options)
+    assert "AS steps(step, event, users, " in _heap("sql", *options)
     assert 'index of "Viewed pricing"' in _heap("explain", *options)
 
 

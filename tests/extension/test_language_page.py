@@ -19,7 +19,7 @@ from tests.extension.shop_app import NOW
 from tests.histories import ZONE
 from tests.oracle import Event, local_bucket
 from tests.semantics.test_paths_oracle import naive_paths
-from tests.semantics.test_sessions_oracle import described, sessions
+from tests.semantics.test_sessions_oracle import described, naive_sessions
 
 _EXAMPLES = (Path(__file__).parents[1] / "language_page.heap").read_text().splitlines()
 _APP = "language_page"
@@ -352,7 +352,7 @@ def test_paths_of_the_page(shop: psycopg.Connection[Any]) -> None:
 
 def test_sessions_of_the_page(shop: psycopg.Connection[Any]) -> None:
     expected: dict[Any, Any] = {}
-    for session in sessions(_RECENT):
+    for session in naive_sessions(_RECENT):
         key = local_bucket(session[0].time, "day", ZONE), session[0].get("landing_page")
         expected.setdefault(key, []).append(session)
     found = {(local_bucket(datetime.fromisoformat(row["bucket"]), "day", ZONE), row["group_key"]): row

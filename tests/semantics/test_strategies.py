@@ -122,7 +122,7 @@ def _statements(draw: st.DrawFn) -> str:
         )
         return f"time from {events[0]} to {events[1]} {window} {group} {over}"
     if draw(st.integers(0, 4)) == 0:
-        factors = draw(st.sampled_from(_CORRELATED)).format(*draw(st.permutations([*events, "click"])))
+        factors = draw(st.sampled_from(_CORRELATED)).format(*draw(st.permutations(sorted({*events, "click"}))))
         return f"correlate {' -> '.join(events)} {window} {factors} {over}"
     is_effort = draw(st.integers(0, 3)) == 0
     clauses = draw(st.sampled_from(_EFFORT_CLAUSES if is_effort else _CLAUSES))

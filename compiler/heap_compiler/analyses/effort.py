@@ -164,7 +164,8 @@ def _between(plan: EffortPlan) -> exp.Select:
     assert read is not None
     near = [same_user, from_first, to_last]
     (between,) = scans(plan.sequence.schema, EVERY_EVENT, read, counts, alias="every", extra=near)
-    return between
+    # One group, since the first step's event is there: Citus wants some by the user beside chains in any order.
+    return between.group_by(column("user_id", "every"))
 
 
 def _at(step: int, name: str) -> exp.Column:
