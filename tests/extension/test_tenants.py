@@ -518,7 +518,15 @@ def test_a_kernel_reads_what_its_caller_may_and_changes_nothing(tenants: str) ->
         entered = {"events": events, "within": None, "before": []}
         steps = [entered, {"events": {**events, "values": []}, "within": None, "before": [0]}]
         groups = {"group_keys": ["group_1"], "group_step": 0, "group_of_user": None, "user_keys": [], "users": None}
-        limits = {"window": 1, "rules": None, "effort": False, "now": 0, "buckets": [], "slice": 1_000, "probe_cost": 15}
+        limits = {
+            "window": 1,
+            "rules": None,
+            "effort": False,
+            "now": 0,
+            "buckets": [],
+            "slice": 1_000,
+            "probe_cost": 15,
+        }
         asked = json.dumps({"schema": app, "steps": steps, **groups, **limits})
         call = f"heap._funnel_kernel(tableoid, {sql.quote(asked)})"
         return f"SELECT (t).group_values, sum((t).users[1]) FROM (SELECT {call} AS t FROM acme.shards) AS s GROUP BY 1".encode()
