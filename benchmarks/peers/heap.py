@@ -83,6 +83,10 @@ class Heap:
             made = connection.execute("SELECT 1 FROM pg_extension WHERE extname = 'heap'").fetchone()
         if not made:
             create_extension(self.dsn)
+            with psycopg.connect(self.dsn) as connection:  # as in the days that the last month has not yet
+                connection.execute(
+                    "UPDATE heap.settings SET pack_after = clock_timestamp() - %s::timestamptz", (f"{MONTHS[-1]}-15",)
+                )
             mark.write_text(code)
 
     def stop(self) -> None:
@@ -139,7 +143,6 @@ class Heap:
             # As where `heap maintain` runs: it packs the months that are over, which the last one is not yet: a day's
             # worth of events came after it was vacuumed.
             Maintainer(self.dsn).run_once()
-            connection.execute(f"DELETE FROM {app}.packs WHERE relation ~ 'events_{MONTHS[-1].replace('-', '_')}'")
             self._copy_batches(app, newest)
             connection.execute("CHECKPOINT")
             took = time.perf_counter() - began

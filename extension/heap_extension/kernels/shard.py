@@ -22,7 +22,6 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 import numpy as np
 
 from heap_extension.kernels.events import Events, Int64, changes, joined, nothing, united
-from heap_extension.kernels.index_pages import IndexPages
 from heap_extension.kernels.kept_events import Key, kept_events
 from heap_extension.kernels.packs import Packs
 
@@ -210,12 +209,6 @@ _PACKED_PER_LOOKUP = 500
 """Events read from a pack in the time that a user is looked up in one partition: 7 ns each against 3.5 us of processor
 time."""
 
-_PAGES_ABOVE = 2_000
-"""Events of a partition, on average, from which on indexes are read by their pages."""
-
-_ENTRIES_PER_LOOKUP = 40
-"""Entries read from the pages of an index in the time that a user is looked up in one partition."""
-
 _plans: OrderedDict[tuple[str, ...], Any] = OrderedDict()
 """By query and types of its parameters, the one used longest ago first."""
 
@@ -318,7 +311,6 @@ class Shard:
         self._stamps: dict[str, bytes | None] = {}
         self._packs: Packs | None = None
         self._known_events: int | None = None
-        self._index_pages = IndexPages(self._run_kept)
         self._expected: Sequence[Selection] = ()
 
     def expect(self, selections: Sequence[Selection]) -> None:
@@ -503,38 +495,7 @@ class Shard:
     ) -> list[Events]:
         """The events of each of the partitions, from packs and indexes."""
         packed = self._packed(parts, scan, selection, users)
-        return [
-            packed.get(part.table)
-            or self._from_pages(part, scan, selection, users)
-            or self._run(part, scan, selection, users)
-            for part in parts
-        ]
-
-    def _from_pages(
-        self, part: _Part, scan: Scan, selection: Selection, users: Users | Periods | None
-    ) -> Events | None:
-        """The events of one partition from the pages of an index, where they are many; None where they are not."""
-        if not self._is_of_index(scan, selection):
-            return None
-        every = self.known_events() if selection["size"] is None else 0
-        size = _known_size(selection, every) // max(len(self._look().partitions.by_time), 1)
-        if size < _PAGES_ABOVE:
-            return None
-        if users is not None and not isinstance(users, Between):
-            if isinstance(users, Periods):
-                users = users.inside(part, selection).users
-            if size > len(users) * _ENTRIES_PER_LOOKUP:
-                return None
-        first, last = (_LEAST, _GREATEST) if users is None else (int(users[0]), int(users[-1]))
-
-        def of_users(asked: Int64) -> Events:
-            bounds = _of_users(asked)
-            (of, times), _ = self._columns(self._select(part, scan, (), bounds), [_USER, _TIME], bounds)
-            return Events(of, times, lambda: self._columns(self._select(part, scan, (), bounds), [_ID], bounds)[0][0])
-
-        condition = self._text(scan["where"])
-        events = self._index_pages.events(part.table, str(scan["definition"]), condition, first, last, of_users)
-        return None if events is None else _within(events, part, selection, users)
+        return [packed.get(part.table) or self._run(part, scan, selection, users) for part in parts]
 
     def _is_of_index(self, scan: Scan, selection: Selection) -> bool:
         """Whether what is read is what the index of a definition has, and the caller may know all of it."""

@@ -8,12 +8,12 @@ from heap_compiler import CompiledDefinition, HeapError, compile_definition
 from heap_compiler.bind import unknown_event
 from heap_compiler.errors import nearest
 from heap_compiler.schema import EVENT_COLUMNS
-from heap_extension.index_names import index_suffix
 from heap_extension.server.catalog import DatabaseCatalog, with_definition
 from heap_extension.server.indexes import (
     WAKE_MAINTAIN,
     create_index,
     drop_index,
+    index_suffix,
     indexed_partitions,
     left_to_maintain,
     partitions,
