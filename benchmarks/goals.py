@@ -161,8 +161,8 @@ _FIXED_COSTS = (
 )
 _HOT_MONTH = (
     "the last month, a fifth of the events, goes on, its last day not vacuumed: neither packed nor kept by sessions,"
-    " it is read from its index, more than half of the time (steps of 10 % of 10 million events take 90 ms where it is over"
-    " and kept, 210 where it goes on); packs of what is settled of a month, made each hour, would reach it"
+    " it is read from its index, more than half of the time (steps of 10 % of 10 million events take 90 ms where it is"
+    " over and kept, 210 where it goes on); packs of what is settled of a month, made each hour, would reach it"
 )
 
 GOALS: tuple[Goal, ...] = (
