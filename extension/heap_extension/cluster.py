@@ -18,6 +18,9 @@ from heap_extension.postgres import Postgres
 
 __all__ = ["Cluster", "ClusterError", "default_data_directory", "free_port", "is_alive", "is_free"]
 
+_ATTEMPTS = 3
+"""To start at a port that was free: another process may take it first."""
+
 _SETTINGS = """
 # Written by `heap up`.
 listen_addresses = '127.0.0.1'
@@ -125,14 +128,18 @@ class Cluster:
                 raise ClusterError(f"the cluster runs on port {self.port}: `heap down` first")
             return
         known = self.directory / "port"
-        chosen = port or (self.port if known.exists() and is_free(self.port) else free_port())
-        known.write_text(str(chosen))
-        options = f"-p {chosen} -c unix_socket_directories=''"
-        log = self.directory / "log"
-        done = self._run("pg_ctl", "-D", self.data, "-l", log, "-o", options, "-w", "-t", "60", "start")
-        if done.returncode:
-            tail = log.read_text(errors="replace").splitlines()[-5:] if log.exists() else []
-            raise ClusterError("PostgreSQL did not start:\n" + "\n".join(tail))
+        kept = self.port if known.exists() and is_free(self.port) else None
+        for attempt in range(_ATTEMPTS):
+            chosen = port or (kept if kept and attempt == 0 else free_port())
+            known.write_text(str(chosen))
+            options = f"-p {chosen} -c unix_socket_directories=''"
+            log = self.directory / "log"
+            done = self._run("pg_ctl", "-D", self.data, "-l", log, "-o", options, "-w", "-t", "60", "start")
+            if not done.returncode:
+                break
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:]) if log.exists() else ""
+            if port or attempt == _ATTEMPTS - 1 or "could not create any TCP/IP sockets" not in tail:
+                raise ClusterError(f"PostgreSQL did not start:\n{tail}")
         self._create_database()
 
     def down(self) -> bool:
