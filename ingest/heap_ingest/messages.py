@@ -126,6 +126,28 @@ class _Together(
     user_agent: str | None = None
     events: list[Any]
 
+    def single(self, position: int) -> EventMessage:
+        """The event at this position as a message of its own."""
+        event = self.events[position]
+        return EventMessage(
+            self.app,
+            event.user_id,
+            event.time,
+            self.received_at,
+            event.event_id,
+            event.type,
+            event.session_id,
+            self._columns(event),
+            event.properties or {},
+            self.ip,
+            self.user_agent,
+        )
+
+    def _columns(self, event: Any) -> dict[str, str]:
+        """The columns that an event has, by name."""
+        columns: dict[str, str] = event.columns
+        return columns
+
 
 class CapturedMessage(_Together, frozen=True, kw_only=True, tag="captured"):
     """As the capture server writes them since 0.6: columns stand beside what else an event has, as clients send them,
@@ -133,46 +155,15 @@ class CapturedMessage(_Together, frozen=True, kw_only=True, tag="captured"):
 
     events: list[CapturedEvent]
 
-    def single(self, position: int) -> EventMessage:
-        """The event at this position as a message of its own."""
-        event = self.events[position]
+    def _columns(self, event: Any) -> dict[str, str]:
         texts = {name: getattr(event, name) for name in LOADED_COLUMNS}
-        return EventMessage(
-            self.app,
-            event.user_id,
-            event.time,
-            self.received_at,
-            event.event_id,
-            event.type,
-            event.session_id,
-            {name: text for name, text in texts.items() if text is not None},
-            event.properties or {},
-            self.ip,
-            self.user_agent,
-        )
+        return {name: text for name, text in texts.items() if text is not None}
 
 
 class EventsMessage(_Together, frozen=True, kw_only=True, tag="events"):
     """As the capture server wrote them in 0.5, with columns in an object of their own."""
 
     events: list[Event]
-
-    def single(self, position: int) -> EventMessage:
-        """The event at this position as a message of its own."""
-        event = self.events[position]
-        return EventMessage(
-            self.app,
-            event.user_id,
-            event.time,
-            self.received_at,
-            event.event_id,
-            event.type,
-            event.session_id,
-            event.columns,
-            event.properties,
-            self.ip,
-            self.user_agent,
-        )
 
 
 class UserMessage(_Message, frozen=True, tag="user"):

@@ -84,7 +84,6 @@ class Acknowledger:
 
     Attributes:
         brokers_up: to how many brokers there is a connection, as of about a second ago.
-        queued_bytes: what Kafka's client holds, likewise.
         partitions: of the topic, likewise; None until something was sent.
     """
 
@@ -99,7 +98,6 @@ class Acknowledger:
         self.topic = topic
         self.timeout = timeout
         self.brokers_up = 0
-        self.queued_bytes = 0
         self.partitions: int | None = None
         self._in_flight = in_flight
         self._config = {
@@ -202,6 +200,5 @@ class Acknowledger:
         self.brokers_up = sum(
             broker["state"] == "UP" and broker["nodeid"] >= 0 for broker in state.get("brokers", {}).values()
         )
-        self.queued_bytes = state.get("msg_size", 0)
         if (topic := state.get("topics", {}).get(self.topic)) is not None:
             self.partitions = sum(int(number) >= 0 for number in topic["partitions"]) or None

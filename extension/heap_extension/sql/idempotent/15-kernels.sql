@@ -17,7 +17,9 @@ BEGIN
             ('_sessions_kernel', '_kernel_totals', 'sessions', 'count_sessions',
                 'The sessions of one shard by bucket and group; as heap._funnel_kernel'),
             ('_attribution_kernel', '_kernel_totals', 'attribution', 'credited_touches',
-                'What is credited to the touches of one shard: a row per group and number of touches; as heap._funnel_kernel')
+                'What is credited to the touches of one shard: a row per group and number of touches; as heap._funnel_kernel'),
+            ('_correlate_kernel', '_kernel_totals', 'correlate', 'correlate',
+                'Who converts in one shard, and who does not, by the values of each factor; as heap._funnel_kernel')
         ) AS kernels (name, totals, module, entry, says)
     LOOP
         EXECUTE replace(replace(replace(replace($definition$
@@ -44,26 +46,6 @@ $python$
     END LOOP;
 END
 $do$;
-
-CREATE OR REPLACE FUNCTION heap._correlate_kernel(relation oid, specification json)
-RETURNS SETOF heap._kernel_totals
-LANGUAGE plpython3u
-STABLE
-STRICT
-ROWS 100
-COST 1000000
-SET search_path = pg_catalog, pg_temp
-SET standard_conforming_strings = on
-SET plan_cache_mode = force_generic_plan
-SET max_parallel_workers_per_gather = 0
-SET jit = off
-AS $python$
-@load_kernels@
-from heap_extension.kernels.correlate import correlate
-return correlate(plpy, relation, specification)
-$python$;
-COMMENT ON FUNCTION heap._correlate_kernel(oid, json) IS
-'Who converts in one shard, and who does not, by the values of each factor; as heap._funnel_kernel';
 
 CREATE OR REPLACE FUNCTION heap._duration_quantiles(durations bytea, fractions double precision[])
 RETURNS double precision[]
