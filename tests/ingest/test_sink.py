@@ -136,15 +136,16 @@ def test_what_kafkas_client_skips_is_read_again(
 def test_offsets_of_a_producers_transactions_are_no_gap(
     dsn: str, owner: psycopg.Connection[Any], broker: Broker
 ) -> None:
-    """Kafka keeps markers in the log, which nobody is given."""
+    """Kafka keeps markers in the log, which nobody is given: here behind the first event and behind the second."""
     log = Log(broker, partitions=1)
     sent = list(events(4))
     producer = Producer({"bootstrap.servers": broker.bootstrap_servers, "transactional.id": log.topic, "log_level": 0})
     producer.init_transactions(30)
-    for event in sent[:2]:
+    for number, event in enumerate(sent[:2], 1):
         producer.begin_transaction()
         producer.produce(log.topic, encode(event), b"k")
         producer.commit_transaction(30)
+        until(lambda length=2 * number: log.length() == length)  # Kafka writes the marker after it has answered
     log.send(sent[2:])
     log.flush()
     with running(dsn, log):
