@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -126,8 +126,8 @@ class Acknowledger:
             self._poller.cancel()
         self._producer.flush(1)
 
-    async def send(self, records: Sequence[ProducerRecord]) -> None:
-        """Sends records, and returns when all are acknowledged.
+    async def send(self, records: list[ProducerRecord]) -> None:
+        """Sends records, and returns when all are acknowledged. They are used up: from then on Kafka's client has them.
 
         Raises:
             BodyRefusedError: this process holds too much already; nothing was sent.
@@ -151,6 +151,7 @@ class Acknowledger:
             batch.left -= unsent
             if batch.left == 0:
                 self._done(batch)
+        records.clear()
         # Kafka's client ends every message in time, and the batch counts until then, also when the caller is gone.
         await batch.future
 

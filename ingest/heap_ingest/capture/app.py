@@ -238,6 +238,7 @@ class CaptureApp:
             self.metrics.bytes.inc(len(body))
             started = time.monotonic()
             content = parse_body(body, listed)
+            del body
             if key is None:
                 if type(content.write_key) is not str:
                     raise _unauthorized("a write key is expected: as header, in the query or in the body")
@@ -247,6 +248,7 @@ class CaptureApp:
                 raise _RefusedRequestError(413, f"{count:,} items; at most {self.limits.events:,} are taken at once")
             origin = self._origin(request, key, request.query.get("sent_at", content.sent_at), content.clock_offset)
             parsed = read(content, origin, self.limits)
+            del content  # while it waits for Kafka a request holds nothing twice, and the next ones find memory warm
         return await self._deliver(request, key, origin, parsed, started)
 
     def _origin(self, request: _Request, key: WriteKey, sent_at: Any, clock_offset: Any) -> Origin:
@@ -276,9 +278,12 @@ class CaptureApp:
         if accepted:
             partitions, message_bytes = self.acknowledger.partitions, self.limits.message_bytes
             records = [*pack_events(parsed.events, origin, partitions, message_bytes), *parsed.records]
+            messages = len(records)
+            parsed.events.clear()
+            parsed.records.clear()
             await self.acknowledger.send(records)
             metrics.accepted.labels(key.app, request.path.strip("/")).inc(accepted)
-            metrics.messages.labels(key.app).inc(len(records))
+            metrics.messages.labels(key.app).inc(messages)
             metrics.acknowledged.observe(time.monotonic() - started)
         return _Answer(200, _result(accepted, parsed.rejected, origin))
 
