@@ -31,7 +31,7 @@ __all__ = ["Heap", "app_of", "plain_table", "users_of"]
 
 _PATIENCE = 120
 _AT_ONCE = 100_000
-_DAYS = 30
+_HOURS = 720
 """Of a month."""
 _SETTINGS = """
 shared_buffers = '{shared_buffers}'
@@ -140,8 +140,8 @@ class Heap:
                     connection.execute("SELECT heap.cover_event(%s, %s)", (event.name, GROUPED[event.name]))
             for table in ("users", *(f"events_{month.replace('-', '_')}" for month in MONTHS)):
                 connection.execute(f"VACUUM (ANALYZE, FREEZE) {app}.{table}")
-            # As where `heap maintain` runs: it packs the months that are over, which the last one is not yet: a day's
-            # worth of events came after it was vacuumed.
+            # As where `heap maintain` runs: it packs months that are over, and each hour the last one, which goes on:
+            # an hour of events came since.
             Maintainer(self.dsn).run_once()
             self._copy_batches(app, newest)
             connection.execute("CHECKPOINT")
@@ -246,9 +246,9 @@ def plain_table(table: pa.Table) -> pa.Table:
 
 
 def _newest(dataset: Dataset) -> tuple[list[pa.RecordBatch], list[pa.RecordBatch]]:
-    """The events of the last month, in the order of time: all but a day's worth, and these."""
+    """The events of the last month, in the order of time: all but an hour's worth, and these."""
     month = pq.read_table(dataset.files[-1])
-    settled = len(month) - len(month) // _DAYS
+    settled = len(month) - len(month) // _HOURS
     return month[:settled].to_batches(_AT_ONCE), month[settled:].to_batches(_AT_ONCE)
 
 

@@ -310,8 +310,9 @@ def test_functions_are_granted_by_rule_or_withheld_for_a_reason(tenants: str) ->
     in_python = {name for _, name, language, *_ in functions if language == "plpython3u"}
     kernels = {f"_{name}_kernel" for name in ("funnel", "counting", "paths", "sessions", "attribution", "correlate")}
     computing = {"_average_duration", "_duration_counts", "_duration_quantiles"}
-    assert in_python == {"_compile", "_page_stamps", "_make_pack", "_asks_for_huge_pages"} | kernels | computing
-    assert {name for _, name, _, is_definer, *_ in functions if is_definer} == {"_run_in", "_page_stamps"}
+    pages = {"_page_stamps", "_changing_pages"}
+    assert in_python == {"_compile", "_make_pack", "_asks_for_huge_pages"} | pages | kernels | computing
+    assert {name for _, name, _, is_definer, *_ in functions if is_definer} == {"_run_in"} | pages
     assert {name for _, name, *_, tenant, _ in functions if not tenant} == set(_OPERATORS_ONLY)
     for signature, _, _, _, only_computes, _, anybody in functions:
         assert anybody == only_computes, signature

@@ -50,6 +50,15 @@ def test_partitions_are_joined(runs: list[set[Key]], data: st.DataObject) -> Non
     assert _keys_of(found) == every
 
 
+@given(st.sets(_keys, max_size=12), st.sets(_keys, max_size=4))
+def test_few_are_inserted(keys: set[Key], few: set[Key]) -> None:
+    some = [_events(found, 0) for found in (keys - few, few)]
+    for run in some:
+        run.values = ()
+    found = events.inserted(*some)
+    assert list(zip(found.users.tolist(), found.times.tolist(), found.ids.tolist(), strict=True)) == sorted(keys | few)
+
+
 @given(st.sets(_keys, max_size=12), st.sets(st.sampled_from([-(2**63), -1, 0, 7, 2**53 + 1, 2**63 - 1])))
 def test_events_of_some_users(keys: set[Key], users: set[int]) -> None:
     asked = np.array(sorted(users), np.int64)

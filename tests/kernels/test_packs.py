@@ -40,4 +40,4 @@ def test_pages_without_their_bit_are_found(bits: list[int], first: int) -> None:
         packed[at // 4] |= bit << 2 * (at % 4)
     page = bytes(24) + bytes(packed) + struct.pack("<q", -1)
     expected = [first + at for at, bit in enumerate(bits) if bit not in {1, 3}]
-    assert hidden_pages(page, first, len(bits)) == expected
+    assert hidden_pages(page, first, len(bits)).tolist() == expected

@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Events", "Int64", "changes", "joined", "nothing", "united"]
+__all__ = ["Events", "Int64", "changes", "inserted", "joined", "nothing", "united"]
 
 Int64 = npt.NDArray[np.int64]
 
@@ -94,6 +94,23 @@ def united(runs: Sequence[Events]) -> Events:
         once = np.append(True, ~(same & (ids[1:] == ids[:-1])))
         order, users, times = order[once], users[once], times[once]
     return _merged(runs, order, users, times)
+
+
+def inserted(events: Events, few: Events) -> Events:
+    """Events, and few others of them, none of which is among the former."""
+    if len(few.users) == 0 or len(events.users) == 0:
+        return events if len(few.users) == 0 else few
+    begins = events.users.searchsorted(few.users)
+    low, high = begins, events.users.searchsorted(few.users, side="right")
+    while (searched := low < high).any():  # each after the last of its user's that is not later
+        middle = (low + high) // 2
+        later = searched & (events.times[np.minimum(middle, len(events.times) - 1)] > few.times)
+        low = np.where(searched & ~later, middle + 1, low)
+        high = np.where(later, middle, high)
+    if ((low > begins) & (events.times[low - 1] == few.times)).any():  # their ids order them
+        return united([events, few])
+    users, times = np.insert(events.users, low, few.users), np.insert(events.times, low, few.times)
+    return Events(users, times, lambda: np.insert(events.ids, low, few.ids))
 
 
 def _merged(runs: Sequence[Events], order: Int64, users: Int64, times: Int64) -> Events:

@@ -1,10 +1,12 @@
-"""Packs: the events of one definition in one partition of a shard as arrays, made once nobody writes there any longer.
+"""Packs: the events of one definition in one partition of a shard as arrays.
 
 An event costs some 250 ns to read from an index, 5 from an array. A pack has the user, time and id of every event that
 matches, in the order of the index, in rows of `<app>.packs` beside the events.
 
 It is right as long as no row of its partition came or went, which `page_stamps` tells: `make_pack` keeps the stamp with
-the arrays, and who reads them compares it, having a snapshot. Writers do nothing for it, and nobody waits.
+the arrays, and who reads them compares it, having a snapshot. Writers do nothing for it, and nobody waits. Where a
+partition is still written to, the pack says which page of the table each event is on, too: those on pages that did not
+change are right as long as the stamp is the same.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from heap_extension.kernels.events import Events, Int64, nothing
-from heap_extension.kernels.page_stamps import Database, page_stamps
+from heap_extension.kernels.page_stamps import Database, changing_pages, page_stamps
 
 __all__ = ["PACK_ROWS", "Packs", "condition_digest", "decoded", "encoded", "make_pack"]
 
@@ -28,6 +30,8 @@ PACK_ROWS = 65_536
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _HEADER = struct.Struct("<QQQ")
+_TID = np.dtype([("page", ">u4"), ("row", ">u2")])
+"""What `tidsend` gives."""
 Run = Callable[[str, Sequence[str], Sequence[Any]], Iterable[Mapping[str, Any]]]
 
 
@@ -65,26 +69,30 @@ def condition_digest(predicate: str) -> str:
 _MATCHING = """
 SELECT
     count(*) AS events, string_agg(int8send(user_id), '') AS users, string_agg(timestamptz_send(time), '') AS times,
-    string_agg(int8send(event_id), '') AS event_ids
+    string_agg(int8send(event_id), '') AS event_ids{pages}
 FROM (
-    SELECT user_id, time, event_id FROM {table}
+    SELECT user_id, time, event_id{place} FROM {table}
     WHERE ({predicate}) AND {after}
     ORDER BY user_id, time, event_id
     LIMIT {limit}
 ) AS matching
 """
+_PAGES = ", string_agg(tidsend(place), '') AS places"
+_PLACE = ", ctid AS place"
 _AFTER = "(user_id, time, event_id) > ($1, $2::timestamptz, $3)"
 _PART = """
 INSERT INTO {packs} (
-    place, relation, condition, part, stamp, first_user, last_user, events, users, counts, times, event_ids
-) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+    place, relation, condition, part, stamp, first_user, last_user, events, users, counts, times, event_ids, pages
+) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
 """
-_PART_TYPES = ["int8", "text", "text", "int4", "bytea", "int8", "int8", "int4", "bytea", "bytea", "bytea", "bytea"]
+_PART_TYPES = ["int8", "text", "text", "int4", "bytea", "int8", "int8", "int4", *["bytea"] * 5]
 
 
-def make_pack(database: Database, app: str, relation: str, packs: str, place: int, predicate: str) -> int | None:
+def make_pack(
+    database: Database, app: str, relation: str, packs: str, place: int, predicate: str, goes_on: bool
+) -> int | None:
     """Makes the pack of a condition in one partition, in the place of one that is there. Its parts may be read with
-    different snapshots: while the stamp is the same, so are the rows of them all.
+    different snapshots: while the stamp is the same, so are the rows of them all, or those of the pages that count.
 
     Args:
         app: the app, whose schema has this name.
@@ -92,29 +100,40 @@ def make_pack(database: Database, app: str, relation: str, packs: str, place: in
         packs: the table that the pack goes to.
         place: the number of the shard in `<app>.shards`.
         predicate: the condition, as SQL.
+        goes_on: the partition is still written to: the pack is of its pages, those that change among them.
 
     Returns:
         How many events are in it; None when there is none, since rows may have come or gone meanwhile.
     """
+
+    def find_stamp() -> bytes | None:
+        if not goes_on:
+            return page_stamps(database, [table])[0]
+        (changing,) = changing_pages(database, [table])
+        return None if changing is None else changing.stamp
+
     table, target = (f"{database.quote_ident(app)}.{database.quote_ident(name)}" for name in (relation, packs))
     key = (relation, condition_digest(predicate))
     drop = f"DELETE FROM {target} WHERE relation = $1 AND condition = $2"
     _run(database, drop, ["text", "text"], *key)
-    (stamp,) = page_stamps(database, [table])
+    stamp = find_stamp()
     if not stamp:
         return None
+    pages, at = (_PAGES, _PLACE) if goes_on else ("", "")
     insert = _PART.format(packs=target)
     last: tuple[int, str, int] | None = None
     events = 0
     for part in count():
         after = "true" if last is None else _AFTER
-        query = _MATCHING.format(table=table, predicate=predicate, after=after, limit=PACK_ROWS)
+        query = _MATCHING.format(table=table, predicate=predicate, after=after, limit=PACK_ROWS, pages=pages, place=at)
         (read,) = _run(database, query, ["int8", "text", "int8"] if last else [], *(last or ()))
-        values: list[Any] = [None] * 6
+        values: list[Any] = [None] * 7
         if read["events"]:
             users, times, ids = (_big_endian(read[name]) for name in ("users", "times", "event_ids"))
             distinct, counts = np.unique(users, return_counts=True)
-            values = [int(users[0]), int(users[-1]), *(encoded(array) for array in (distinct, counts, times, ids))]
+            values[:6] = [int(users[0]), int(users[-1]), *map(encoded, (distinct, counts, times, ids))]
+            if goes_on:
+                values[6] = encoded(np.frombuffer(read["places"], _TID)["page"].astype(np.int64))
             last = (int(users[-1]), str(_EPOCH + timedelta(microseconds=int(times[-1]))), int(ids[-1]))
         if read["events"] or part == 0:  # the first is there even when nothing matches
             row = (place, *key, part, stamp, *values[:2], read["events"], *values[2:])
@@ -122,7 +141,7 @@ def make_pack(database: Database, app: str, relation: str, packs: str, place: in
         events += int(read["events"])
         if read["events"] < PACK_ROWS:
             break
-    if page_stamps(database, [table]) == [stamp]:
+    if find_stamp() == stamp:
         return events
     _run(database, drop, ["text", "text"], *key)
     return None
@@ -133,7 +152,7 @@ _INLINE = 8_192
 
 _FIND = f"""
 SELECT
-    condition, relation, stamp, events, first_user, last_user,
+    condition, relation, stamp, events, first_user, last_user, pages IS NOT NULL OR events = 0 AS has_pages,
     CASE WHEN events <= {_INLINE} THEN users END AS users,
     CASE WHEN events <= {_INLINE} THEN counts END AS counts,
     CASE WHEN events <= {_INLINE} THEN times END AS times
@@ -185,6 +204,19 @@ class Packs:
 
     def events(self, condition: str, table: str, first_user: int, last_user: int) -> Events:
         """What a usable pack has of these users."""
+        return self._events(condition, table, first_user, last_user, False)[0]
+
+    def has_pages(self, condition: str, table: str) -> bool:
+        """Whether a usable pack says on which page each event is."""
+        return all(part["has_pages"] for part in self._found[condition, table])
+
+    def events_and_pages(self, condition: str, table: str, first_user: int, last_user: int) -> tuple[Events, Int64]:
+        """Likewise, and the page that each event is on."""
+        return self._events(condition, table, first_user, last_user, True)
+
+    def _events(
+        self, condition: str, table: str, first_user: int, last_user: int, with_pages: bool
+    ) -> tuple[Events, Int64]:
         key = [condition_digest(condition), _relation(table), first_user, last_user]
 
         def read(columns: str) -> list[Mapping[str, Any]]:
@@ -199,15 +231,20 @@ class Packs:
             for part in self._found[condition, table]
             if part["events"] and part["last_user"] >= first_user and part["first_user"] <= last_user
         ]
+        pages = np.zeros(0, np.int64)
         if not parts:
-            return nothing()
-        if any(part["events"] > _INLINE for part in parts):
-            parts = read("users, counts, times")
+            return nothing(), pages
+        if with_pages or any(part["events"] > _INLINE for part in parts):
+            parts = read(f"users, counts, times{', pages' if with_pages else ''}")
         users = np.concatenate([np.repeat(decoded(part["users"]), decoded(part["counts"])) for part in parts])
         times = np.concatenate([decoded(part["times"]) for part in parts])
         found = Events(users, times, lambda: np.concatenate([decoded(part["event_ids"]) for part in read("event_ids")]))
+        if with_pages:
+            pages = np.concatenate([decoded(part["pages"]) for part in parts])
         begin, end = users.searchsorted(first_user, side="left"), users.searchsorted(last_user, side="right")
-        return found if begin == 0 and end == len(users) else found.between(int(begin), int(end))
+        if begin == 0 and end == len(users):
+            return found, pages
+        return found.between(int(begin), int(end)), pages[begin:end]
 
 
 def _relation(table: str) -> str:

@@ -1,10 +1,13 @@
-"""Tell whether rows came to a table or went, from pages that PostgreSQL keeps anyway.
+"""Tell whether rows came to a table or went, and on which pages, from pages that PostgreSQL keeps anyway.
 
 The visibility map has a bit for every page on which all rows are visible to everybody. Whoever inserts, deletes or
 updates a row there clears the bit before anybody can see the change. Only VACUUM sets it again, and then the page of
 the map gets a later LSN (its place in the log). So while all bits are set and no page of the map has another LSN, no
 row came and none went, and the rows are those of every snapshot in use, as index-only scans know. Who looks must have a
 snapshot: whatever it sees was written before it was taken.
+
+The same holds page by page. While the pages of the map have the LSNs they had, no bit was set: a page whose bit is set
+has had it since, and has the rows it had. Rows can have come and gone on all others only.
 """
 
 from __future__ import annotations
@@ -14,8 +17,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-__all__ = ["Database", "hidden_pages", "page_stamps"]
+__all__ = ["ChangingPages", "Database", "changing_pages", "hidden_pages", "page_stamps"]
+
+Int64 = npt.NDArray[np.int64]
 
 _VISIBLE = b"\x55"
 _SHIFTS = np.array([0, 2, 4, 6], np.uint8)
@@ -44,7 +50,7 @@ class Database(Protocol):
 _TABLES = f"""
 SELECT
     t.name, pg_relation_filenode(t.oid) AS file, t.pages, 4 * (t.block - {_PAGE_HEADER}) AS of_map_page,
-    pg_relation_size(t.oid, 'vm') / t.block AS map_pages,
+    pg_relation_size(t.oid, 'vm') / t.block AS map_pages, pg_stat_get_live_tuples(t.oid) AS rows,
     (SELECT a.attnum FROM pg_attribute AS a WHERE a.attrelid = t.oid ORDER BY a.attnum DESC LIMIT 1) AS columns
 FROM (
     SELECT named.name, named.oid, named.block, pg_relation_size(named.oid, 'main') / named.block AS pages
@@ -86,6 +92,53 @@ def page_stamps(database: Database, tables: Sequence[str]) -> list[bytes | None]
     return [stamps.get(name) for name in tables]
 
 
+class ChangingPages(NamedTuple):
+    """Where rows may have come to a table, or gone, since it had this stamp.
+
+    Attributes:
+        stamp: as of `page_stamps`, of the pages of the map that there are.
+        ranges: int64[n, 2], rising: from which page to before which; none where every row is visible to everybody.
+        rows: about how many rows these have.
+    """
+
+    stamp: bytes
+    ranges: Int64
+    rows: int
+
+
+def changing_pages(database: Database, tables: Sequence[str]) -> list[ChangingPages | None]:
+    """For each table its stamp and the pages that it says nothing of; None for one without pages or a map, and for one
+    that the session's user may not read.
+
+    As long as the stamp is the same, the rows of all other pages are.
+
+    Args:
+        tables: names, as SQL.
+    """
+    found: dict[str, ChangingPages | None] = {}
+    for row in _rows(database, _TABLES, ["text[]"], [*tables]):
+        pages, of_map_page = row["pages"], row["of_map_page"]
+        map_pages = min(row["map_pages"], -(-pages // of_map_page))
+        if map_pages == 0:
+            continue
+        read = _raw_pages(database, "vm", [(row["name"], number) for number in range(map_pages)])
+        lsns = [page[:8] for page in read]
+        if not all(map(any, lsns)):
+            continue
+        firsts = [number * of_map_page for number in range(map_pages)]
+        hidden = [
+            hidden_pages(page, first, min(of_map_page, pages - first)) for page, first in zip(read, firsts, strict=True)
+        ]
+        changing = np.concatenate([*hidden, np.arange(min(map_pages * of_map_page, pages), pages)])
+        begins = np.flatnonzero(np.diff(changing, prepend=-2) != 1)
+        ends = np.flatnonzero(np.diff(changing, append=-2) != 1)
+        ranges = np.stack([changing[begins], changing[ends] + 1], axis=1)
+        contents = struct.pack("<QQ", row["file"], row["columns"])
+        stamp = b"".join([_system_identifier(database), contents, *lsns])
+        found[row["name"]] = ChangingPages(stamp, ranges, -(-len(changing) * row["rows"] // pages))
+    return [found.get(name) for name in tables]
+
+
 class _Table(NamedTuple):
     """A table whose map is as long as the table needs.
 
@@ -125,7 +178,7 @@ def _stamp(database: Database, table: _Table, map_pages: Sequence[bytes]) -> byt
     unseen: list[int] = []
     for number, page in enumerate(map_pages):
         lsn, first = page[:8], number * table.of_map_page
-        unseen += hidden_pages(page, first, min(table.of_map_page, table.pages - first))
+        unseen += hidden_pages(page, first, min(table.of_map_page, table.pages - first)).tolist()
         if len(unseen) > _MAX_UNUSED or not any(lsn):  # what is not logged has no other later
             return None
         stamp.append(lsn)
@@ -136,17 +189,17 @@ def _stamp(database: Database, table: _Table, map_pages: Sequence[bytes]) -> byt
     return b"".join(stamp)
 
 
-def hidden_pages(page: bytes, first: int, count: int) -> list[int]:
-    """The pages of a table whose bit is not set in a page of its map, which begins with page `first`."""
+def hidden_pages(page: bytes, first: int, count: int) -> Int64:
+    """The pages of a table whose bit is not set in a page of its map, which begins with page `first`; rising."""
     shown = page[_PAGE_HEADER : _PAGE_HEADER + -(-count // 4)]
     mask = int.from_bytes(_VISIBLE * len(shown), "little") & (1 << 2 * count) - 1
     if int.from_bytes(shown, "little") & mask == mask:
-        return []
+        return np.zeros(0, np.int64)
     bits = np.frombuffer(shown, np.uint8)
     open_bytes = np.flatnonzero(bits & _VISIBLE[0] != _VISIBLE[0])
     hidden = ((bits[open_bytes, None] >> _SHIFTS) & 1) == 0
     pages = (4 * open_bytes[:, None] + np.arange(4))[hidden]
-    found: list[int] = (first + pages[pages < count]).tolist()
+    found: Int64 = first + pages[pages < count]
     return found
 
 

@@ -62,12 +62,16 @@ def execute(
                 # And where few rows went, VACUUM would leave their places, and so pages that not all see all of.
                 options = "ANALYZE, FREEZE, INDEX_CLEANUP on, TRUNCATE false, SKIP_LOCKED"
                 connection.execute(sql.SQL(f"VACUUM ({options}) {{}}").format(table))
+            case Kind.settle:
+                # Where nothing was deleted, this reads what was written since the last time, and no index.
+                options = "FREEZE, TRUNCATE false, SKIP_LOCKED"
+                connection.execute(sql.SQL(f"VACUUM ({options}) {{}}").format(table))
             case Kind.pack:
                 assert event is not None or work.event is None
                 predicate = EVERY_EVENT_CONDITION if event is None else event.predicate
                 connection.execute(
-                    "SELECT heap._make_pack(%s, %s, %s, %s, %s)",
-                    (work.app, work.relation, work.packs, work.place, predicate),
+                    "SELECT heap._make_pack(%s, %s, %s, %s, %s, %s)",
+                    (work.app, work.relation, work.packs, work.place, predicate, work.goes_on),
                 )
     except (errors.DuplicateTable, errors.UndefinedTable, errors.UndefinedObject, errors.InvalidSchemaName):
         pass  # somebody was faster, or dropped what it was for: the next pass sees

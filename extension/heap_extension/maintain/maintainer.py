@@ -60,6 +60,7 @@ class Settings:
     vacuum_below: float
     reindex_above: float
     drop_unused_after: timedelta | None
+    pack_every: timedelta | None
 
 
 @dataclass(slots=True)
@@ -70,7 +71,7 @@ class _Failure:
 
 @dataclass(frozen=True, slots=True)
 class _Quiet:
-    """How many rows were ever written to a partition, since when it is so many, and whether it was vacuumed since."""
+    """How many rows were ever written to a partition, since or at which time, and whether it was vacuumed since."""
 
     written: int | None
     since: float
@@ -101,6 +102,7 @@ class Maintainer:
         self._sweep_at = 0.0
         self._packs_at = 0.0
         self._quiet: dict[Placement, _Quiet] = {}
+        self._settled_at: dict[Placement, _Quiet] = {}
         self._vacuumed: set[Work] = set()
         """What was vacuumed: once more is no step forward, but a sign that somebody still sees what was deleted."""
         self._stop = threading.Event()
@@ -142,6 +144,7 @@ class Maintainer:
         with connect_node(self.dsn, None) as leader:
             self._moved = time.monotonic()
             self._vacuumed.clear()
+            self._settled_at.clear()
             while not self._leads(leader):
                 if self._stands_still(patience):
                     raise TimeoutError("another heap maintain is at work on this database")
@@ -179,17 +182,19 @@ class Maintainer:
                 )
                 work += partition_work(rows.fetchall(), vacuum_below=settings.vacuum_below)
         if at_once or time.monotonic() >= self._packs_at:
-            work += self._pack_work(leader, at_once=at_once)
+            work += self._pack_work(leader, settings, at_once=at_once)
             self._packs_at = time.monotonic() + _BETWEEN_PACKS
         self._do(leader, work, settings)
+        if any(piece.kind in {Kind.freeze, Kind.settle} for piece in work):  # what they are for comes next
+            self._packs_at = time.monotonic()
         return len(work) + states["building"] + states["unreachable"] + asleep + merging
 
-    def _pack_work(self, leader: psycopg.Connection[Any], *, at_once: bool) -> list[Work]:
-        """What is to do about packs; none are made of a partition that goes on changing."""
+    def _pack_work(self, leader: psycopg.Connection[Any], settings: Settings, *, at_once: bool) -> list[Work]:
+        """What is to do about packs."""
         with leader.cursor(row_factory=class_row(PackRow)) as cursor:
             columns = ", ".join(PackRow.__slots__)
             rows = cursor.execute(f"SELECT {columns} FROM heap.pack_health()").fetchall()
-        return pack_work(rows, self._settled(rows, at_once=at_once))
+        return pack_work(rows, self._settled(rows, at_once=at_once) | self._due(rows, settings))
 
     def _settled(self, rows: list[PackRow], *, at_once: bool) -> set[Placement]:
         """Where partitions wait for a VACUUM and have not changed for a while, or at once. One that does not help, as
@@ -198,7 +203,7 @@ class Maintainer:
         settled: set[Placement] = set()
         now = time.monotonic()
         for row in rows:
-            if row.state != "waiting" or row.placement in self._quiet:
+            if row.goes_on or row.state != "waiting" or row.placement in self._quiet:
                 continue
             quiet = before.get(row.placement)
             if quiet is None or quiet.written != row.written:
@@ -208,6 +213,22 @@ class Maintainer:
                 settled.add(row.placement)
             self._quiet[row.placement] = quiet
         return settled
+
+    def _due(self, rows: list[PackRow], settings: Settings) -> set[Placement]:
+        """The partitions that go on and to which something was written since they were settled, if that was not just
+        now."""
+        due: set[Placement] = set()
+        now = time.monotonic()
+        for row in rows:
+            if not row.goes_on or row.placement in due or settings.pack_every is None:
+                continue
+            before = self._settled_at.get(row.placement)
+            if before is None or (
+                before.written != row.written and now - before.since >= settings.pack_every.total_seconds()
+            ):
+                self._settled_at[row.placement] = _Quiet(row.written, now)
+                due.add(row.placement)
+        return due
 
     def _stands_still(self, patience: float) -> bool:
         return time.monotonic() - self._moved > patience

@@ -33,7 +33,8 @@ class Kind(IntEnum):
     reindex = 5
     unpack = 6
     freeze = 7
-    pack = 8
+    settle = 8
+    pack = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ class PackRow:
     place: int | None
     state: str
     written: int | None
+    goes_on: bool
 
     @property
     def placement(self) -> Placement:
@@ -101,6 +103,7 @@ class Work:
         packs: the table of the pack.
         condition: what names the pack there.
         place: the number of its shard; None for one to drop.
+        goes_on: the partition of the pack is still written to.
     """
 
     kind: Kind
@@ -113,6 +116,7 @@ class Work:
     packs: str = ""
     condition: str = ""
     place: int | None = None
+    goes_on: bool = False
 
     @property
     def needs_definition(self) -> bool:
@@ -162,18 +166,25 @@ def partition_work(rows: Iterable[PartitionRow], *, vacuum_below: float) -> list
 
 def pack_work(rows: Iterable[PackRow], settled: Container[Placement]) -> list[Work]:
     """Packs that are of no use any more go first, those of erased users among them; then VACUUM where rows came or went
-    since the last one, and packs, the newest partition first.
+    since the last one, and packs, the newest partition first. In a partition that goes on, new packs take the place of
+    those that a VACUUM made stale.
 
     Args:
-        settled: what changes no longer.
+        settled: what changes no longer, or goes on and is due.
     """
     kinds = {"stale": Kind.unpack, "orphan": Kind.unpack, "waiting": Kind.freeze, "missing": Kind.pack}
     found: dict[Work, None] = {}  # one VACUUM for all packs of a partition
     for row in sorted(rows, key=lambda row: row.partition or "", reverse=True):
         kind = kinds.get(row.state)
+        if row.goes_on:
+            kind = Kind.pack if row.state in {"missing", "stale"} else None
+            if row.placement in settled:
+                found[Work(Kind.settle, row.app, row.node, row.partition or "", row.relation)] = None
+                continue
         work = Work(kind or Kind.freeze, row.app, row.node, row.partition or "", row.relation)
         if kind in {Kind.pack, Kind.unpack}:
             pack = replace(work, event=row.event, packs=row.packs, condition=row.condition, place=row.place)
+            pack = replace(pack, goes_on=row.goes_on)
             found[pack] = None
         elif kind is Kind.freeze and row.placement in settled:
             found[work] = None

@@ -135,7 +135,7 @@ def _explained(catalog: DatabaseCatalog, text: str) -> CompiledQuery:
 
 def _packed(catalog: DatabaseCatalog, query: CompiledQuery) -> set[tuple[str, str]]:
     """The condition and the table, of a partition or its shard, of every pack that the query reads: one that is there
-    and whose partition did not change since."""
+    and whose partition did not change since, or says what is right of it."""
     conditions = {sha256(packable.condition.encode()).hexdigest(): packable.condition for packable in query.packable}
     packs = qualified(catalog.schema, "packs")
     if not conditions or not rows(catalog.database, "SELECT WHERE pg_catalog.to_regclass($1) IS NOT NULL", table=packs):
@@ -143,7 +143,7 @@ def _packed(catalog: DatabaseCatalog, query: CompiledQuery) -> set[tuple[str, st
     found = rows(
         catalog.database,
         "SELECT condition, relation, pg_catalog.bool_and("
-        " stamp = (heap._page_stamps(ARRAY[pg_catalog.quote_ident($1) || '.' || relation]))[1]) AS is_valid"
+        " heap._is_pack_valid(pg_catalog.quote_ident($1) || '.' || relation, stamp, pages IS NOT NULL)) AS is_valid"
         f" FROM {packs} WHERE condition = ANY (pg_catalog.string_to_array($2, ',')) GROUP BY condition, relation",
         app=catalog.schema,
         conditions=",".join(sorted(conditions)),

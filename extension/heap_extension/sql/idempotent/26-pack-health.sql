@@ -40,6 +40,7 @@ $$;
 COMMENT ON FUNCTION heap._pack_places(text) IS
 'Where packs of an app''s partitions may be: each table or shard, the table packs beside it, and the number it has in shards';
 
+DROP FUNCTION IF EXISTS heap.pack_health(text);
 CREATE OR REPLACE FUNCTION heap.pack_health(for_app text DEFAULT NULL)
 RETURNS TABLE (
     app text,
@@ -54,7 +55,8 @@ RETURNS TABLE (
     state text,
     events bigint,
     bytes bigint,
-    written bigint
+    written bigint,
+    goes_on boolean
 )
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -67,14 +69,22 @@ BEGIN
         RETURN QUERY
         WITH places AS MATERIALIZED (
             SELECT
-                *,
-                partition ~ '^events_\d{4}_\d{2}$' AND clock_timestamp() > (SELECT s.pack_after FROM heap.settings AS s)
-                + (to_date(substr(partition, 8), 'YYYY_MM') + interval '1 month') AT TIME ZONE 'UTC' AS is_cold
-            FROM heap._pack_places(asked)
+                p.*,
+                p.partition ~ '^events_\d{4}_\d{2}$' AND s.pack_after IS NOT NULL AND (m.is_over OR s.pack_every IS NOT NULL) AS is_packed,
+                NOT m.is_over AS goes_on
+            FROM heap._pack_places(asked) AS p
+            CROSS JOIN heap.settings AS s
+            CROSS JOIN LATERAL (
+                SELECT coalesce(clock_timestamp() > s.pack_after
+                    + (to_date(substring(p.partition, '^events_(\d{4}_\d{2})$'), 'YYYY_MM') + interval '1 month') AT TIME ZONE 'UTC', FALSE)
+                    AS is_over
+            ) AS m
         ),
         answers AS MATERIALIZED (
             SELECT * FROM heap._on_nodes(format(
-                'SELECT heap._packs_here(%L, %L)', asked, (SELECT array_agg(DISTINCT p.partition) FROM places AS p WHERE p.is_cold)
+                'SELECT heap._packs_here(%L, %L, %L)', asked,
+                (SELECT coalesce(array_agg(DISTINCT p.partition), '{}') FROM places AS p WHERE p.is_packed AND NOT p.goes_on),
+                (SELECT coalesce(array_agg(DISTINCT p.partition), '{}') FROM places AS p WHERE p.is_packed AND p.goes_on)
             ))
         ),
         tables AS MATERIALIZED (
@@ -83,7 +93,7 @@ BEGIN
             INNER JOIN answers AS n ON n.node IS NOT DISTINCT FROM p.node
             INNER JOIN LATERAL json_to_recordset(n.answer -> 'tables') AS t (relation text, stamp text, events bigint, written bigint)
                 ON t.relation = p.relation
-            WHERE p.is_cold
+            WHERE p.is_packed
         ),
         present AS MATERIALIZED (
             SELECT n.node, p.partition, p.shard, k.*
@@ -97,7 +107,7 @@ BEGIN
         ),
         wanted AS MATERIALIZED (
             SELECT
-                t.node, t.partition, t.shard, t.relation, t.packs, t.place, t.stamp, t.written, min(d.name) AS name,
+                t.node, t.partition, t.shard, t.relation, t.packs, t.place, t.stamp, t.written, t.goes_on, min(d.name) AS name,
                 encode(sha256(convert_to(d.predicate, 'UTF8')), 'hex') AS condition
             FROM tables AS t
             CROSS JOIN heap.settings AS s
@@ -105,10 +115,10 @@ BEGIN
             INNER JOIN heap.event_definition AS d
                 ON d.app = asked AND i.index_name = t.partition || '_' || d.index_suffix || coalesce('_' || t.shard, '')
             WHERE i.is_valid AND i.entries >= s.pack_above AND NOT d.dormant
-            GROUP BY t.node, t.partition, t.shard, t.relation, t.packs, t.place, t.stamp, t.written, d.predicate
+            GROUP BY t.node, t.partition, t.shard, t.relation, t.packs, t.place, t.stamp, t.written, t.goes_on, d.predicate
             UNION ALL
             SELECT
-                t.node, t.partition, t.shard, t.relation, t.packs, t.place, t.stamp, t.written, NULL,
+                t.node, t.partition, t.shard, t.relation, t.packs, t.place, t.stamp, t.written, t.goes_on, NULL,
                 encode(sha256('@every_event@'), 'hex')
             FROM tables AS t
             CROSS JOIN heap.settings AS s
@@ -124,7 +134,7 @@ BEGIN
                 WHEN w.stamp IS NULL THEN 'waiting'
                 ELSE 'missing'
             END,
-            k.events, k.bytes, w.written
+            k.events, k.bytes, w.written, coalesce(w.goes_on, FALSE)
         FROM wanted AS w
         FULL JOIN present AS k
             ON k.relation = w.relation AND k.condition = w.condition AND k.packs = w.packs
@@ -134,5 +144,5 @@ END
 $$;
 COMMENT ON FUNCTION heap.pack_health(text) IS
 $$Every pack of every event on every placement, without name those of any event: state (valid, stale: rows came or went since, missing, waiting: rows came or went and the
-partition was not vacuumed since, orphan: nobody asks for it), the table it is in, its events and bytes, and how many rows were ever written to
-the partition$$;
+partition was not vacuumed since, orphan: nobody asks for it), the table it is in, its events and bytes, how many rows were ever written to
+the partition, and whether that goes on: then a pack is valid for the pages that did not change since, and stale after a VACUUM$$;

@@ -11,7 +11,7 @@ WHERE p.pronamespace = 'heap'::regnamespace
     AND (
         p.oid IN (
             'heap._compile(text, text[])'::regprocedure, 'heap._run_in(text, text, text[])'::regprocedure,
-            'heap._page_stamps(text[])'::regprocedure
+            'heap._page_stamps(text[])'::regprocedure, 'heap._changing_pages(text[])'::regprocedure
         )
         OR p.proname LIKE '\_%\_kernel'
         OR (
@@ -26,7 +26,7 @@ WHERE p.pronamespace = 'heap'::regnamespace
 $$;
 COMMENT ON FUNCTION heap._tenant_functions() IS
 'What the roles of apps may call: all that runs with the caller''s own rights and is not for operators; the compiler; kernels, which read
-as the caller; commands and _page_stamps, which check the caller';
+as the caller; commands, _page_stamps and _changing_pages, which check the caller';
 
 CREATE OR REPLACE FUNCTION heap._grant_functions(tenant name)
 RETURNS void
