@@ -50,13 +50,43 @@ def test_partitions_are_joined(runs: list[set[Key]], data: st.DataObject) -> Non
     assert _keys_of(found) == every
 
 
-@given(st.sets(_keys, max_size=12), st.sets(_keys, max_size=4))
-def test_few_are_inserted(keys: set[Key], few: set[Key]) -> None:
-    some = [_events(found, 0) for found in (keys - few, few)]
-    for run in some:
-        run.values = ()
-    found = events.inserted(*some)
-    assert list(zip(found.users.tolist(), found.times.tolist(), found.ids.tolist(), strict=True)) == sorted(keys | few)
+@given(st.sets(_keys, max_size=12), st.sets(_keys, max_size=4), st.data())
+def test_few_are_replaced(keys: set[Key], few: set[Key], data: st.DataObject) -> None:
+    """Rows come back under the keys of those that went, and share instants with others."""
+    ordered = sorted(keys)
+    pages = data.draw(st.lists(st.integers(0, 5), min_size=len(keys), max_size=len(keys)))
+    changed = sorted(data.draw(st.sets(st.integers(0, 6))))
+    ranges = np.array([(page, page + 1) for page in changed], np.int64).reshape(-1, 2)
+    gone = {key for key, page in zip(ordered, pages, strict=True) if page in changed}
+    base, rows = _plain(keys), _plain(few - (keys - gone))
+    base.pages = events.OnPages.of(np.array(pages, np.int64))
+    positions = base.pages.inside(ranges)
+    assert positions.tolist() == [at for at, key in enumerate(ordered) if key in gone]
+    found = events.replaced(base, positions, rows)
+    assert _plain_keys(found) == sorted((keys - gone) | few)
+
+
+@given(st.sets(_keys, max_size=12), st.sets(_keys, max_size=12), st.data())
+def test_pages_follow_their_events(keys: set[Key], others: set[Key], data: st.DataObject) -> None:
+    pages = {key: data.draw(st.integers(0, 5)) for key in keys}
+    base = _plain(keys)
+    base.pages = events.OnPages.of(np.array([pages[key] for key in sorted(keys)], np.int64))
+    whole = events.united([base, _plain(others - keys), _plain(set())])
+    users = np.array(sorted(data.draw(st.sets(st.sampled_from([-1, 0, 2**63 - 1])))), np.int64)
+    for found in (whole, whole.of(users), whole.of_few(users)):
+        assert found.pages is not None
+        there = dict(zip(found.pages.positions.tolist(), found.pages.pages.tolist(), strict=True))
+        assert there == {at: pages[key] for at, key in enumerate(_plain_keys(found)) if key in keys}
+
+
+def _plain(keys: set[Key]) -> events.Events:
+    found = _events(keys, 0)
+    found.values = ()
+    return found
+
+
+def _plain_keys(found: events.Events) -> list[Key]:
+    return list(zip(found.users.tolist(), found.times.tolist(), found.ids.tolist(), strict=True))
 
 
 @given(st.sets(_keys, max_size=12), st.sets(st.sampled_from([-(2**63), -1, 0, 7, 2**53 + 1, 2**63 - 1])))

@@ -5,13 +5,52 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Events", "Int64", "changes", "inserted", "joined", "nothing", "united"]
+__all__ = ["Events", "Int64", "OnPages", "changes", "joined", "nothing", "replaced", "united"]
 
 Int64 = npt.NDArray[np.int64]
+Int32 = npt.NDArray[np.int32]
+
+
+class OnPages(NamedTuple):
+    """Which events are on which pages of one table, the only one of theirs for which that matters.
+
+    Attributes:
+        pages: int32[m].
+        positions: int32[m]: of the event, among all.
+    """
+
+    pages: Int32
+    positions: Int32
+
+    @staticmethod
+    def of(pages: Int64) -> OnPages:
+        """Of events that all are on pages of this table."""
+        return OnPages(pages.astype(np.int32), np.arange(len(pages), dtype=np.int32))
+
+    def inside(self, ranges: Int64) -> Int64:
+        """The positions, rising, of the events on pages from one to before another.
+
+        Args:
+            ranges: int64[n, 2].
+        """
+        behind = int(self.pages.max(initial=-1)) + 1
+        inside = np.zeros(behind, np.bool_)
+        for first, end in ranges[ranges[:, 0] < behind].tolist():
+            inside[first:end] = True
+        return np.sort(self.positions[inside[self.pages]]).astype(np.int64)
+
+    def at(self, positions: Int64) -> OnPages:
+        """Of the events at these positions, rising."""
+        if len(positions) == 0:
+            return OnPages(self.pages[:0], self.positions[:0])
+        there = positions.searchsorted(self.positions)
+        kept = np.take(positions, there, mode="clip") == self.positions
+        return OnPages(self.pages[kept], there[kept].astype(np.int32))
 
 
 @dataclass(slots=True)
@@ -23,12 +62,14 @@ class Events:
         times: int64[n], microseconds; rising within a user.
         read_ids: reads the event ids, int64[n]: needed only where events share an instant.
         values: for each value that was asked for, n texts in UTF-8, or `NULL`.
+        pages: the pages that some of them are on.
     """
 
     users: Int64
     times: Int64
     read_ids: Callable[[], Int64]
     values: Sequence[list[bytes]] = ()
+    pages: OnPages | None = None
     _ids: Int64 | None = None
 
     @property
@@ -41,12 +82,14 @@ class Events:
     def at(self, positions: Int64) -> Events:
         """The events at these positions, rising."""
         values = [[texts[at] for at in positions.tolist()] for texts in self.values]
-        return Events(self.users[positions], self.times[positions], lambda: self.ids[positions], values)
+        pages = None if self.pages is None else self.pages.at(positions)
+        return Events(self.users[positions], self.times[positions], lambda: self.ids[positions], values, pages)
 
     def between(self, first: int, last: int) -> Events:
         """The events at these positions, first included and last not."""
         values = [texts[first:last] for texts in self.values]
-        return Events(self.users[first:last], self.times[first:last], lambda: self.ids[first:last], values)
+        pages = None if self.pages is None else self.pages.at(np.arange(first, last))
+        return Events(self.users[first:last], self.times[first:last], lambda: self.ids[first:last], values, pages)
 
     def of(self, users: Int64) -> Events:
         """The events of these users."""
@@ -96,21 +139,49 @@ def united(runs: Sequence[Events]) -> Events:
     return _merged(runs, order, users, times)
 
 
-def inserted(events: Events, few: Events) -> Events:
-    """Events, and few others of them, none of which is among the former."""
-    if len(few.users) == 0 or len(events.users) == 0:
-        return events if len(few.users) == 0 else few
-    begins = events.users.searchsorted(few.users)
-    low, high = begins, events.users.searchsorted(few.users, side="right")
-    while (searched := low < high).any():  # each after the last of its user's that is not later
-        middle = (low + high) // 2
-        later = searched & (events.times[np.minimum(middle, len(events.times) - 1)] > few.times)
-        low = np.where(searched & ~later, middle + 1, low)
-        high = np.where(later, middle, high)
-    if ((low > begins) & (events.times[low - 1] == few.times)).any():  # their ids order them
-        return united([events, few])
-    users, times = np.insert(events.users, low, few.users), np.insert(events.times, low, few.times)
-    return Events(users, times, lambda: np.insert(events.ids, low, few.ids))
+def replaced(events: Events, gone: Int64, few: Events) -> Events:
+    """Events, without some and with others, few of either. Without values.
+
+    Args:
+        gone: positions in `events` of those that are not wanted, rising.
+        few: what comes to the others; none of it is among these.
+    """
+    if len(gone) == 0 and len(few.users) == 0:
+        return events
+    firsts = events.users.searchsorted(few.users)
+    behind = events.users.searchsorted(few.users, side="right")
+    low = _searched(events.times, firsts, behind, few.times)
+    high = _searched(events.times, low, behind, few.times, right=True)
+    if (high - low > gone.searchsorted(high) - gone.searchsorted(low)).any():  # their ids order them
+        rest = np.delete(np.arange(len(events.users)), gone)
+        return united([events.at(rest), few])
+    cuts = np.concatenate([high, gone])
+    order = np.argsort(cuts, kind="stable")
+    is_gone = order >= len(high)
+    ends = [*cuts[order].tolist(), len(events.users)]
+    begins = [0, *(cuts[order] + is_gone).tolist()]
+    sources = order.tolist()
+
+    def spliced(array: Int64, new: Int64) -> Int64:
+        pieces: list[Int64] = []
+        for begin, end, source in zip(begins, ends, [*sources, len(new)], strict=True):
+            pieces += [array[begin:end], new[source : source + 1]]
+        return _concatenated(pieces)
+
+    users, times = spliced(events.users, few.users), spliced(events.times, few.times)
+    return Events(users, times, lambda: spliced(events.ids, few.ids))
+
+
+def _searched(values: Int64, begin: Int64, end: Int64, wanted: Int64, *, right: bool = False) -> Int64:
+    """As `np.searchsorted`, for each wanted value in a stretch of its own, in which values rise."""
+    begin, end = begin.copy(), end.copy()
+    while (searched := begin < end).any():
+        middle = (begin + end) // 2
+        found = np.take(values, middle, mode="clip")
+        smaller = searched & ((found <= wanted) if right else (found < wanted))
+        begin = np.where(smaller, middle + 1, begin)
+        end = np.where(searched & ~smaller, middle, end)
+    return begin
 
 
 def _merged(runs: Sequence[Events], order: Int64, users: Int64, times: Int64) -> Events:
@@ -118,7 +189,15 @@ def _merged(runs: Sequence[Events], order: Int64, users: Int64, times: Int64) ->
     for parts in zip(*(run.values for run in runs), strict=True):
         texts = list(chain.from_iterable(parts))
         values.append([texts[at] for at in order.tolist()])
-    return Events(users, times, lambda: _concatenated([run.ids for run in runs])[order], values)
+    pages, begin = None, 0
+    for run in runs:
+        if run.pages is not None:
+            places = np.full(sum(len(run.users) for run in runs), -1, np.int32)
+            places[order] = np.arange(len(order), dtype=np.int32)
+            places = places[begin + run.pages.positions]
+            pages = OnPages(run.pages.pages[places >= 0], places[places >= 0])
+        begin += len(run.users)
+    return Events(users, times, lambda: _concatenated([run.ids for run in runs])[order], values, pages)
 
 
 def _in_order(runs: Sequence[Events]) -> tuple[Int64, Int64, Int64]:

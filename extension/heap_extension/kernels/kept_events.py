@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
-from heap_extension.kernels.events import Events, Int64
+from heap_extension.kernels.events import Events, Int64, OnPages
 
 __all__ = ["MAX_BYTES", "KeptEvents", "Key", "kept_events"]
 
@@ -45,6 +45,7 @@ class _Entry(NamedTuple):
     users: Int64
     times: Int64
     ids: Int64 | None
+    pages: OnPages | None
     size: int
 
 
@@ -71,13 +72,14 @@ class KeptEvents:
             self._drop(key)
             return None
         self._entries.move_to_end(key)
-        return Events(entry.users, entry.times, lambda: self._ids(key, entry, read), _ids=entry.ids)
+        return Events(entry.users, entry.times, lambda: self._ids(key, entry, read), pages=entry.pages, _ids=entry.ids)
 
     def keep(self, key: Key, stamps: tuple[bytes, ...], events: Events) -> None:
         """Keeps events that were read with the snapshot that the stamps were taken with. Nobody may change them."""
         self._drop(key)
-        size = events.users.nbytes + events.times.nbytes + len(key.condition) + _ENTRY
-        self._add(key, _Entry(stamps, events.users, events.times, None, size))
+        pages = sum(array.nbytes for array in events.pages or ())
+        size = events.users.nbytes + events.times.nbytes + pages + len(key.condition) + _ENTRY
+        self._add(key, _Entry(stamps, events.users, events.times, None, events.pages, size))
 
     def _ids(self, key: Key, entry: _Entry, read: Callable[[], Events]) -> Int64:
         ids = read().ids
@@ -89,7 +91,7 @@ class KeptEvents:
     def _add(self, key: Key, entry: _Entry) -> None:
         if entry.size > self._largest:
             return
-        for array in (entry.users, entry.times, entry.ids):
+        for array in (entry.users, entry.times, entry.ids, *(entry.pages or ())):
             if array is not None:
                 array.setflags(write=False)
         self._entries[key] = entry

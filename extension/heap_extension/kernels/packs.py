@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from heap_extension.kernels.events import Events, Int64, nothing
+from heap_extension.kernels.events import Events, Int64, OnPages, nothing
 from heap_extension.kernels.page_stamps import Database, changing_pages, page_stamps
 
 __all__ = ["PACK_ROWS", "Packs", "condition_digest", "decoded", "encoded", "make_pack"]
@@ -202,21 +202,14 @@ class Packs:
         parts = {table: self._found[condition, table] for table in stamps}
         return {table: sum(part["events"] for part in found) for table, found in parts.items() if found}
 
-    def events(self, condition: str, table: str, first_user: int, last_user: int) -> Events:
-        """What a usable pack has of these users."""
-        return self._events(condition, table, first_user, last_user, False)[0]
-
     def has_pages(self, condition: str, table: str) -> bool:
         """Whether a usable pack says on which page each event is."""
         return all(part["has_pages"] for part in self._found[condition, table])
 
-    def events_and_pages(self, condition: str, table: str, first_user: int, last_user: int) -> tuple[Events, Int64]:
-        """Likewise, and the page that each event is on."""
-        return self._events(condition, table, first_user, last_user, True)
-
-    def _events(
-        self, condition: str, table: str, first_user: int, last_user: int, with_pages: bool
-    ) -> tuple[Events, Int64]:
+    def events(
+        self, condition: str, table: str, first_user: int, last_user: int, *, with_pages: bool = False
+    ) -> Events:
+        """What a usable pack has of these users."""
         key = [condition_digest(condition), _relation(table), first_user, last_user]
 
         def read(columns: str) -> list[Mapping[str, Any]]:
@@ -231,20 +224,17 @@ class Packs:
             for part in self._found[condition, table]
             if part["events"] and part["last_user"] >= first_user and part["first_user"] <= last_user
         ]
-        pages = np.zeros(0, np.int64)
         if not parts:
-            return nothing(), pages
+            return nothing()
         if with_pages or any(part["events"] > _INLINE for part in parts):
             parts = read(f"users, counts, times{', pages' if with_pages else ''}")
         users = np.concatenate([np.repeat(decoded(part["users"]), decoded(part["counts"])) for part in parts])
         times = np.concatenate([decoded(part["times"]) for part in parts])
         found = Events(users, times, lambda: np.concatenate([decoded(part["event_ids"]) for part in read("event_ids")]))
         if with_pages:
-            pages = np.concatenate([decoded(part["pages"]) for part in parts])
+            found.pages = OnPages.of(np.concatenate([decoded(part["pages"]) for part in parts]))
         begin, end = users.searchsorted(first_user, side="left"), users.searchsorted(last_user, side="right")
-        if begin == 0 and end == len(users):
-            return found, pages
-        return found.between(int(begin), int(end)), pages[begin:end]
+        return found if begin == 0 and end == len(users) else found.between(int(begin), int(end))
 
 
 def _relation(table: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
-from heap_extension.kernels.events import Events, Int64, changes, inserted, joined, nothing, united
+from heap_extension.kernels.events import Events, Int64, changes, joined, nothing, replaced, united
 from heap_extension.kernels.kept_events import Key, kept_events
 from heap_extension.kernels.packs import Packs
 
@@ -186,18 +186,27 @@ class _Names(NamedTuple):
     tables: dict[str, str]
 
 
-class _Changing(NamedTuple):
+class _Settled(NamedTuple):
     """A partition that goes on, of which packs are read, and the rows of the pages that changed since.
 
     Attributes:
-        stamp: that of the packs.
-        ranges: int64[n, 2]: the pages that changed, from one to before another.
-        matching: the rows of these that match a condition, by condition.
+        part: the partition.
+        stamp: that of its packs.
+        ranges: int64[n, 2], rising: the pages that changed, from one to before another.
+        sizes: how many events the packs have, by condition.
+        matching: the rows of the pages that changed that match each condition.
     """
 
+    part: _Part
     stamp: bytes
     ranges: Int64
+    sizes: dict[str, int]
     matching: dict[str, Events]
+
+    def updated(self, events: Events, rows: Events) -> Events:
+        """Events as packs have them, without those on pages that changed, and with the rows of these."""
+        gone = np.zeros(0, np.int64) if events.pages is None else events.pages.inside(self.ranges)
+        return replaced(events, gone, rows)
 
 
 class _Parameter(NamedTuple):
@@ -235,6 +244,12 @@ _plans: OrderedDict[tuple[str, ...], Any] = OrderedDict()
 
 _partitions: dict[tuple[str, int], _Partitions] = {}
 """By name and oid of the table of events."""
+
+_sizes: dict[tuple[str, bytes], dict[str, int]] = {}
+"""How many events packs have, of partitions that go on: by table and stamp, and by condition."""
+
+_MAX_SIZES = 256
+"""Tables whose sizes a session remembers."""
 
 _names: dict[tuple[int, str], _Names] = {}
 """By the oid of the shard of `<app>.shards` and the app's schema."""
@@ -342,7 +357,7 @@ class Shard:
         self._touched: dict[tuple[int, int], list[_Part]] = {}
         self._stamps: dict[str, bytes | None] = {}
         self._packs: Packs | None = None
-        self._changing: dict[str, _Changing] | None = None
+        self._settled_parts: list[_Settled] | None = None
         self._known_events: int | None = None
         self._expected: Sequence[Selection] = ()
 
@@ -473,28 +488,44 @@ class Shard:
         stamps = self._stamps_of(parts, scan, selection)
         parts = [part for part in parts if stamps.get(part.table) != _NO_PAGES]
         stamps = {table: stamp for table, stamp in stamps.items() if stamp != _NO_PAGES}
-        if not stamps or isinstance(users, Between):
+        if isinstance(users, Between):
+            return self._read(parts, scan, selection, users)
+        settled = self._settled_of(parts, scan, selection)
+        if settled is not None:
+            stamps[settled.part.table] = settled.stamp
+        if not stamps:
             return self._read(parts, scan, selection, users)
         still = [part for part in parts if part.table in stamps]
-        key = self._key(still, scan, selection)
+        key, kept_stamps = self._key(still, scan, selection), tuple(stamps[part.table] for part in still)
 
         def read() -> Events:
-            return joined(self._read(still, scan, selection, None))
+            over = [part for part in still if settled is None or part != settled.part]
+            runs = self._read(over, scan, selection, None)
+            if settled is not None:
+                runs.append(_within(self._settled_events(settled, scan), settled.part, selection, None))
+            return joined(runs)
 
-        events = kept_events.find(key, tuple(stamps.values()), read)
+        events = kept_events.find(key, kept_stamps, read)
         if events is None:
             if users is not None and not self._sooner_whole(still, scan, selection, users):
                 return self._read(parts, scan, selection, users)
             events = read()
-            kept_events.keep(key, tuple(stamps.values()), events)
+            kept_events.keep(key, kept_stamps, events)
+        if users is not None:
+            events = events.of_few(_listed(users))
+        if settled is not None:
+            rows = _within(settled.matching[self._text(scan["where"])], settled.part, selection, users)
+            events = settled.updated(events, rows)
         changing = [part for part in parts if part.table not in stamps]
-        runs = [events if users is None else events.of_few(_listed(users))]
-        return [*runs, *self._read(changing, scan, selection, users)]
+        return [events, *self._read(changing, scan, selection, users)]
 
     def _sooner_whole(self, parts: Sequence[_Part], scan: Scan, selection: Selection, users: Int64 | Periods) -> bool:
         """Whether all events of these partitions are read from packs, and then kept, sooner than the users' events are
         looked up in their indexes."""
         packed = self._usable_packs(parts, scan, selection)
+        settled = self._settled_of(parts, scan, selection)
+        if settled is not None:
+            packed[settled.part.table] = settled.sizes[self._text(scan["where"])]
         if len(packed) < len(parts):
             return False
         if isinstance(users, Periods):
@@ -596,58 +627,77 @@ class Shard:
     ) -> Events | None:
         """The events of a partition that goes on, those on pages that did not change from a pack; None where an index
         gives them sooner."""
+        settled = self._settled_of([part], scan, selection)
+        if settled is None:
+            return None
+        first, last = users if isinstance(users, Between) else (_LEAST, _GREATEST)
+        rows = settled.matching[self._text(scan["where"])]
+        if isinstance(users, Between):
+            begin, behind = rows.users.searchsorted(first, "left"), rows.users.searchsorted(last, "right")
+            rows = rows.between(int(begin), int(behind))
+        elif users is not None and self._are_few(users, settled, scan):
+            return None
+        events = settled.updated(self._settled_events(settled, scan, first, last), rows)
+        return _within(events, part, selection, users)
+
+    def _are_few(self, users: Int64 | Periods, settled: _Settled, scan: Scan) -> bool:
+        """Whether to look users up takes less than to read the pack."""
+        return len(_listed(users)) * _PACKED_PER_LOOKUP < settled.sizes[self._text(scan["where"])]
+
+    def _settled_events(self, settled: _Settled, scan: Scan, first: int = _LEAST, last: int = _GREATEST) -> Events:
+        """What the pack has of the users from one to another, those on pages that changed among them."""
+        packs, condition, table = self._packs_beside(), self._text(scan["where"]), settled.part.table
+        packs.usable(condition, {table: settled.stamp})
+        return packs.events(condition, table, first, last, with_pages=True)
+
+    def _settled_of(self, parts: Sequence[_Part], scan: Scan, selection: Selection) -> _Settled | None:
+        """The one of these partitions that goes on and is read from a pack; of several the largest."""
         if not self._is_of_index(scan, selection):
             return None
-        if self._changing is None:
-            self._changing = self._find_changing()
-        changing, condition = self._changing.get(part.table), self._text(scan["where"])
-        if changing is None or condition not in changing.matching:
-            return None
-        assert self._packs is not None
-        if not (users is None or isinstance(users, Between)):
-            (size,) = self._packs.usable(condition, {part.table: changing.stamp}).values()
-            if len(_listed(users)) * _PACKED_PER_LOOKUP < size:
-                return None
-        first, last = users if isinstance(users, Between) else (_LEAST, _GREATEST)
-        events, pages = self._packs.events_and_pages(condition, part.table, first, last)
-        if len(pages):
-            changed = np.zeros(max(int(pages.max()) + 1, int(changing.ranges.max(initial=0))), np.bool_)
-            for begin, behind in changing.ranges.tolist():
-                changed[begin:behind] = True
-            gone = changed[pages]
-            if gone.any():
-                events = events.at(np.flatnonzero(~gone))
-        fresh = changing.matching[condition]
-        if isinstance(users, Between):
-            begin, behind = fresh.users.searchsorted(first, "left"), fresh.users.searchsorted(last, "right")
-            fresh = fresh.between(int(begin), int(behind))
-        return _within(inserted(events, fresh), part, selection, users)
+        if self._settled_parts is None:
+            self._settled_parts = self._find_settled()
+        condition = self._text(scan["where"])
+        found = [settled for settled in self._settled_parts if settled.part in parts and condition in settled.sizes]
+        return max(found, key=lambda settled: settled.sizes[condition], default=None)
 
-    def _find_changing(self) -> dict[str, _Changing]:
+    def _find_settled(self) -> list[_Settled]:
         """Of the partitions that go on and that this call is about, those of which packs and the pages that changed are
-        sooner read than indexes, by table."""
+        sooner read than indexes."""
         expected = self._expected_scans()
         if not self._look().packs_readable or sum(self.size_of(selection) for _, selection in expected) <= _FEW_EVENTS:
-            return {}
-        conditions: dict[str, set[str]] = {}
+            return []
+        conditions: dict[_Part, set[str]] = {}
         for scan, selection in expected:
             for part in self._parts(scan, selection):
-                if part.table not in self._stamps or self._stamps[part.table] is None:
-                    conditions.setdefault(part.table, set()).add(self._text(scan["where"]))
+                if self._stamps.get(part.table) is None:
+                    conditions.setdefault(part, set()).add(self._text(scan["where"]))
         if not conditions:
-            return {}
-        packs = self._packs_beside()
-        found = {}
-        rows = self._rows("SELECT * FROM heap._changing_pages($1)", [_Parameter("text[]", sorted(conditions))])
-        for row in rows:
-            table, stamp = row["name"], row["stamp"]
-            packs.find(conditions[table], {table: stamp})
-            sizes = {one: packs.usable(one, {table: stamp}).get(table, 0) for one in conditions[table]}
-            packed = sorted(one for one, size in sizes.items() if size and packs.has_pages(one, table))
-            if sum(sizes[one] for one in packed) > row["live_rows"] * _READ_PER_ROW:
+            return []
+        parts = {part.table: part for part in conditions}
+        found = []
+        for row in self._rows("SELECT * FROM heap._changing_pages($1)", [_Parameter("text[]", sorted(parts))]):
+            part, stamp = parts[row["name"]], row["stamp"]
+            sizes = self._sizes_of(part.table, stamp, conditions[part])
+            if sum(sizes.values()) > row["live_rows"] * _READ_PER_ROW:
                 ranges = np.frombuffer(row["ranges"], np.int64).reshape(-1, 2)
-                found[table] = _Changing(stamp, ranges, self._rows_of_pages(table, ranges, packed))
+                rows = self._rows_of_pages(part.table, ranges, sorted(sizes))
+                found.append(_Settled(part, stamp, ranges, sizes, rows))
         return found
+
+    def _sizes_of(self, table: str, stamp: bytes, conditions: set[str]) -> dict[str, int]:
+        """How many events the packs of these conditions have that say on which page each is; without those that are not
+        there, which are not remembered: they may come."""
+        known = _sizes.setdefault((table, stamp), {})
+        if missing := conditions - known.keys():
+            packs = self._packs_beside()
+            packs.find(missing, {table: stamp})
+            for condition in missing:
+                size = packs.usable(condition, {table: stamp}).get(table)
+                if size and packs.has_pages(condition, table):
+                    known[condition] = size
+        while len(_sizes) > _MAX_SIZES:
+            del _sizes[next(iter(_sizes))]
+        return {condition: known[condition] for condition in conditions if condition in known}
 
     def _rows_of_pages(self, table: str, ranges: Int64, conditions: Sequence[str]) -> dict[str, Events]:
         """The rows on these pages that match each condition, all tried in one go."""
