@@ -72,6 +72,18 @@ def test_a_bucket_begins_with_its_bound(times: list[int], bounds: list[int]) -> 
 
 
 @settings(max_examples=200)
+@given(rows=_rows(), data=st.data())
+def test_runs_are_counted_as_what_they_are_of(rows: list[Row], data: st.DataObject) -> None:
+    users, buckets = (
+        _array([row[0] for row in rows]),
+        activity.bucket_numbers(_array([row[1] for row in rows]), _array(_BOUNDS)),
+    )
+    of_run = _array([data.draw(st.integers(0, 2)) for _ in rows])
+    runs = [(users[of_run == run], buckets[of_run == run]) for run in range(3)]
+    whole = activity.trend(buckets, None, activity.active(users, buckets))
+    assert _counted(activity.trend_of_runs(runs)) == _counted(whole)
+
+
 @given(rows=_rows(), grouped=st.sampled_from(["", "of users", "of events"]))
 def test_activity_is_counted_as_sets_are(rows: list[Row], grouped: str) -> None:
     units, found = _units(rows, grouped), _active(rows, grouped)

@@ -7,10 +7,10 @@ events sorted by group first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import gcd
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from heap_extension.kernels.events import Int64
 
 __all__ = [
     "Activity", "Cells", "Cohorts", "Counts", "Follow", "active", "bucket_numbers", "cohorts", "differs", "lifecycle",
-    "numbered_cells", "retention", "stickiness", "trend",
+    "numbered_cells", "retention", "stickiness", "trend", "trend_of_runs",
 ]  # fmt: skip
 
 Bool = npt.NDArray[np.bool_]
@@ -105,6 +105,41 @@ def trend(buckets: Int64, groups: Int64 | None, activity: Activity) -> Counts:
     cells, places = numbered_cells(buckets, groups)
     users = _cells_of(cells, activity.buckets, activity.groups)
     return _counts(cells, [np.bincount(places, minlength=len(cells.buckets)), users])
+
+
+def trend_of_runs(runs: Iterable[tuple[Int64, Int64]]) -> Counts:
+    """As `trend` without groups, of events that were read in runs: these need no common order.
+
+    Args:
+        runs: of each int64[n], int64[n]: the users of its events, rising, and their buckets, not falling within a user.
+    """
+    events = users = in_runs = np.zeros(1, np.int64)
+    pairs: list[tuple[Int64, Int64]] = []
+    for of_run, buckets in runs:
+        here = np.bincount(buckets, minlength=len(events))
+        kept = np.flatnonzero(differs(of_run) | differs(buckets))
+        pairs.append((of_run[kept], buckets[kept]))
+        there = np.bincount(pairs[-1][1], minlength=len(here))
+        events, users, in_runs = (
+            _added(one, other) for one, other in ((events, here), (users, there), (in_runs, here > 0))
+        )
+    shared = in_runs > 1
+    if shared.any():  # a user counts once
+        found = [(of_run[there], buckets[there]) for of_run, buckets in pairs for there in [shared[buckets]]]
+        of_runs, buckets = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+        order = np.lexsort((of_runs, buckets))
+        once = buckets[order][differs(of_runs[order]) | differs(buckets[order])]
+        users = np.where(shared, np.bincount(once, minlength=len(users)), users)
+    there = np.flatnonzero(events)
+    return Counts(there, np.zeros(len(there), np.int64), np.stack([events[there], users[there]], axis=1))
+
+
+def _added(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> Int64:
+    """The sum of arrays, of which one may be shorter."""
+    total = np.zeros(max(len(one), len(other)), np.int64)
+    total[: len(one)] += one
+    total[: len(other)] += other
+    return total
 
 
 def lifecycle(activity: Activity) -> Counts:

@@ -82,6 +82,10 @@ class _Counting:
         """What is counted, and the groups it is counted by, in slices of users that fit into memory."""
         asked = self._asked
         for users in self._shard.slices_of(asked["events"], asked["slice"]):
+            if asked["analysis"] == "trend" and not self._population.has_groups:
+                runs = map(self._population.members, self._shard.runs(asked["events"][0], users))
+                yield activity.trend_of_runs(map(self._in_buckets, runs)), None
+                continue
             events = self._population.members(self._shard.events(asked["events"][0], users))
             buckets = activity.bucket_numbers(events.times, self._bounds)
             if asked["follow"] is not None:
@@ -97,6 +101,9 @@ class _Counting:
                     yield activity.lifecycle(active), groups
                 case "stickiness":
                     yield activity.stickiness(active), groups
+
+    def _in_buckets(self, events: Events) -> tuple[Int64, Int64]:
+        return events.users, activity.bucket_numbers(events.times, self._bounds)
 
     def _retention(
         self, events: Events, buckets: Int64, asked: _FollowAsked, users: Users | None

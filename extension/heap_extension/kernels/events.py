@@ -52,6 +52,11 @@ class OnPages(NamedTuple):
         kept = np.take(positions, there, mode="clip") == self.positions
         return OnPages(self.pages[kept], there[kept].astype(np.int32))
 
+    def between(self, first: int, last: int) -> OnPages:
+        """Of the events at these positions, first included and last not."""
+        kept = (self.positions >= first) & (self.positions < last)
+        return OnPages(self.pages[kept], self.positions[kept] - np.int32(first))
+
 
 @dataclass(slots=True)
 class Events:
@@ -88,7 +93,7 @@ class Events:
     def between(self, first: int, last: int) -> Events:
         """The events at these positions, first included and last not."""
         values = [texts[first:last] for texts in self.values]
-        pages = None if self.pages is None else self.pages.at(np.arange(first, last))
+        pages = None if self.pages is None else self.pages.between(first, last)
         return Events(self.users[first:last], self.times[first:last], lambda: self.ids[first:last], values, pages)
 
     def of(self, users: Int64) -> Events:

@@ -59,6 +59,11 @@ class Population:
         """Whether a user's events can be in several groups."""
         return len(self._keys) > len(self._user_keys)
 
+    @property
+    def has_groups(self) -> bool:
+        """Whether what is counted is counted by group."""
+        return bool(self._keys)
+
     def members(self, events: Events) -> Events:
         """The events of users that count."""
         return events if self._users is None else events.at(np.flatnonzero(self.counts(events.users)))
