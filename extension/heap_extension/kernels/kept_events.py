@@ -11,9 +11,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from heap_extension.kernels.events import Events, Int64, OnPages
 
-__all__ = ["MAX_BYTES", "KeptEvents", "Key", "kept_events"]
+__all__ = ["MAX_BYTES", "KeptEvents", "Key", "ReadDifferentlyError", "kept_events"]
 
 MAX_BYTES = 64 << 20
 """How much a session keeps: 4 million events without their ids."""
@@ -23,6 +25,11 @@ _LARGEST = MAX_BYTES // 2
 
 _ENTRY = 500
 """Bytes of an entry beside its arrays and the text of its condition, about."""
+
+
+class ReadDifferentlyError(Exception):
+    """The ids of events that are kept cannot be read any more: what would be read has other events beside those that
+    count, as a pack does that was made anew while pages of its table had changed."""
 
 
 class Key(NamedTuple):
@@ -63,7 +70,8 @@ class KeptEvents:
         """The events of the key, if they are kept and the tables have the stamps they had; else they go.
 
         Args:
-            read: reads them anew: their ids, if those are needed and are not kept.
+            read: reads them anew: their ids, if those are needed and are not kept. To ask for them raises
+                ReadDifferentlyError where other events are read.
         """
         entry = self._entries.get(key)
         if entry is None:
@@ -82,7 +90,10 @@ class KeptEvents:
         self._add(key, _Entry(stamps, events.users, events.times, None, events.pages, size))
 
     def _ids(self, key: Key, entry: _Entry, read: Callable[[], Events]) -> Int64:
-        ids = read().ids
+        found = read()
+        if not _are_same(entry, found):
+            raise ReadDifferentlyError
+        ids = found.ids
         if self._entries.get(key) is entry:
             self._drop(key)
             self._add(key, entry._replace(ids=ids, size=entry.size + ids.nbytes))
@@ -103,6 +114,11 @@ class KeptEvents:
         entry = self._entries.pop(key, None)
         if entry is not None:
             self.size -= entry.size
+
+
+def _are_same(entry: _Entry, events: Events) -> bool:
+    kept, read = [entry.users, entry.times, *(entry.pages or ())], [events.users, events.times, *(events.pages or ())]
+    return len(kept) == len(read) and all(map(np.array_equal, kept, read))
 
 
 kept_events = KeptEvents()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import chain, pairwise
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 import numpy as np
 
 from heap_extension.kernels.events import Events, Int64, changes, joined, nothing, replaced, united
-from heap_extension.kernels.kept_events import Key, kept_events
+from heap_extension.kernels.kept_events import Key, ReadDifferentlyError, kept_events
 from heap_extension.kernels.packs import Packs
 
 __all__ = ["NULL", "Between", "Database", "Periods", "Query", "Scan", "Selection", "Shard", "Users"]
@@ -244,12 +244,6 @@ _plans: OrderedDict[tuple[str, ...], Any] = OrderedDict()
 
 _partitions: dict[tuple[str, int], _Partitions] = {}
 """By name and oid of the table of events."""
-
-_sizes: dict[tuple[str, bytes], dict[str, int]] = {}
-"""How many events packs have, of partitions that go on: by table and stamp, and by condition."""
-
-_MAX_SIZES = 256
-"""Tables whose sizes a session remembers."""
 
 _names: dict[tuple[int, str], _Names] = {}
 """By the oid of the shard of `<app>.shards` and the app's schema."""
@@ -511,13 +505,43 @@ class Shard:
                 return self._read(parts, scan, selection, users)
             events = read()
             kept_events.keep(key, kept_stamps, events)
-        if users is not None:
-            events = events.of_few(_listed(users))
-        if settled is not None:
-            rows = _within(settled.matching[self._text(scan["where"])], settled.part, selection, users)
-            events = settled.updated(events, rows)
+        if settled is None:
+            events = events if users is None else events.of_few(_listed(users))
+        else:
+            events = self._now(events, read, settled, scan, selection, users)
         changing = [part for part in parts if part.table not in stamps]
         return [events, *self._read(changing, scan, selection, users)]
+
+    def _now(
+        self,
+        kept: Events,
+        read: Callable[[], Events],
+        settled: _Settled,
+        scan: Scan,
+        selection: Selection,
+        users: Int64 | Periods | None,
+    ) -> Events:
+        """Events that packs and sessions keep, as they are now, those of some users.
+
+        Args:
+            read: reads them anew, should their ids be needed and be others.
+        """
+        rows = _within(settled.matching[self._text(scan["where"])], settled.part, selection, users)
+
+        def now(events: Events) -> Events:
+            return settled.updated(events if users is None else events.of_few(_listed(users)), rows)
+
+        def read_ids() -> Int64:
+            try:
+                return found.ids
+            except ReadDifferentlyError:
+                return now(read()).ids
+
+        try:
+            found = now(kept)
+        except ReadDifferentlyError:
+            found = now(read())
+        return Events(found.users, found.times, read_ids)
 
     def _sooner_whole(self, parts: Sequence[_Part], scan: Scan, selection: Selection, users: Int64 | Periods) -> bool:
         """Whether all events of these partitions are read from packs, and then kept, sooner than the users' events are
@@ -646,9 +670,8 @@ class Shard:
 
     def _settled_events(self, settled: _Settled, scan: Scan, first: int = _LEAST, last: int = _GREATEST) -> Events:
         """What the pack has of the users from one to another, those on pages that changed among them."""
-        packs, condition, table = self._packs_beside(), self._text(scan["where"]), settled.part.table
-        packs.usable(condition, {table: settled.stamp})
-        return packs.events(condition, table, first, last, with_pages=True)
+        condition, table = self._text(scan["where"]), settled.part.table
+        return self._packs_beside().events(condition, table, first, last, with_pages=True)
 
     def _settled_of(self, parts: Sequence[_Part], scan: Scan, selection: Selection) -> _Settled | None:
         """The one of these partitions that goes on and is read from a pack; of several the largest."""
@@ -685,19 +708,11 @@ class Shard:
         return found
 
     def _sizes_of(self, table: str, stamp: bytes, conditions: set[str]) -> dict[str, int]:
-        """How many events the packs of these conditions have that say on which page each is; without those that are not
-        there, which are not remembered: they may come."""
-        known = _sizes.setdefault((table, stamp), {})
-        if missing := conditions - known.keys():
-            packs = self._packs_beside()
-            packs.find(missing, {table: stamp})
-            for condition in missing:
-                size = packs.usable(condition, {table: stamp}).get(table)
-                if size and packs.has_pages(condition, table):
-                    known[condition] = size
-        while len(_sizes) > _MAX_SIZES:
-            del _sizes[next(iter(_sizes))]
-        return {condition: known[condition] for condition in conditions if condition in known}
+        """How many events those packs of these conditions have that say on which page each is."""
+        packs = self._packs_beside()
+        packs.find(conditions, {table: stamp})
+        sizes = {condition: packs.usable(condition, {table: stamp}).get(table, 0) for condition in conditions}
+        return {condition: size for condition, size in sizes.items() if size and packs.has_pages(condition, table)}
 
     def _rows_of_pages(self, table: str, ranges: Int64, conditions: Sequence[str]) -> dict[str, Events]:
         """The rows on these pages that match each condition, all tried in one go."""
