@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
+from heap_ingest.gaps import Gaps
 from heap_ingest.topic_names import EVENTS
 from heap_ingest.topics import first_offsets
 
@@ -203,16 +204,21 @@ def _offsets(
 
 
 def read_span(bootstrap_servers: str, span: Span) -> Iterator[list[tuple[Record, dict[str, bytes]]]]:
-    """The records of the span with their headers, in batches.
+    """The records of the span with their headers, in batches. Those of a partition come in their order, each once, and
+    none is left out that Kafka's client skips: what is missing is asked for again (see `Gaps`).
 
     Raises:
         KafkaException: Kafka does not answer, or no longer has them.
     """
     with _consumer(bootstrap_servers) as consumer:
-        left = {partition: after for partition, (_, after) in span.offsets.items()}
-        consumer.assign([TopicPartition(span.topic, n, first) for n, (first, _) in span.offsets.items()])
+        positions = {partition: first for partition, (first, _) in span.offsets.items()}
+        gaps = Gaps()
         silent = 0
-        while left:
+        reads_again = True
+        while positions:
+            if reads_again:
+                consumer.assign([TopicPartition(span.topic, *place) for place in positions.items()])
+                reads_again = False
             records = []
             messages = _consume(consumer)
             silent = 0 if messages else silent + 1
@@ -220,22 +226,25 @@ def read_span(bootstrap_servers: str, span: Span) -> Iterator[list[tuple[Record,
                 raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "Kafka sends nothing for a minute"))
             for message in messages:
                 partition, offset, error = message.partition(), message.offset(), message.error()
+                if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                    raise KafkaException(error)
                 assert partition is not None
-                if error is not None:
-                    if error.code() != KafkaError._PARTITION_EOF:
-                        raise KafkaException(error)
-                    left.pop(partition, None)
-                    continue
                 assert offset is not None
-                after = left.get(partition)
-                if after is None:
-                    continue
+                if offset < positions.get(partition, offset + 1):
+                    continue  # seen before what was missing, or behind the span
+                after = span.offsets[partition][1]
+                if error is not None and offset < after:
+                    continue  # what follows is of a transaction that has not ended
+                if not gaps.follows(partition, positions[partition], min(offset, after)):
+                    reads_again = True
+                    break
                 if offset < after:
                     record = Record(span.topic, partition, offset, message.key(), message.value() or b"")
                     headers = {name: value for name, value in _headers(message) if value is not None}
                     records.append((record, headers))
-                if offset >= after - 1:
-                    del left[partition]
+                positions[partition] = offset + 1
+                if offset + 1 >= after:
+                    del positions[partition]
             if records:
                 yield records
 

@@ -20,6 +20,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from heap_ingest.dead_letters import Burial
 from heap_ingest.enrich import Enrichment
+from heap_ingest.gaps import Gaps
 from heap_ingest.log import Record
 from heap_ingest.metrics import SinkMetrics
 from heap_ingest.store import Batch, FencedError, Store, Stored, read_batch
@@ -106,8 +107,7 @@ class Sink:
         self._assigned: list[int] = []
         self._positions: dict[int, int] | None = None
         """The next message of each partition; None when that is to be learned from the database."""
-        self._gaps: set[tuple[int, int, int]] = set()
-        """Where messages were missing: in which partition, from which offset on, and which came instead."""
+        self._gaps = Gaps()
         self._reads_again = False
         """Messages are missing: what comes next is asked for again when what came before is stored."""
         self._store: Store | None = None
@@ -235,15 +235,11 @@ class Sink:
         return Record(self._topic, partition, offset, key, message.value() or b"")
 
     def _follows(self, partition: int, offset: int) -> bool:
-        """Whether the message is the next of its partition. Where some are missing, they are asked for once more: what
-        is missing again is not in the log (offsets of markers, and of what was compacted), what is not was skipped by
-        Kafka's client."""
+        """Whether the message is the next of its partition; else it is to be asked for again."""
         assert self._positions is not None
         expected = self._positions[partition]
-        gap = partition, expected, offset
-        if offset == expected or gap in self._gaps:
+        if self._gaps.follows(partition, expected, offset):
             return True
-        self._gaps.add(gap)
         self.metrics.failures.labels("gap").inc()
         self._report(f"partition {partition}: {offset} came where {expected} comes next: reading again")
         return False
@@ -272,7 +268,7 @@ class Sink:
         places = [TopicPartition(self._topic, partition, offset) for partition, offset in positions.items()]
         consumer.assign(places)
         self._positions = positions
-        self._gaps = {gap for gap in self._gaps if positions.get(gap[0], 0) <= gap[1]}
+        self._gaps.forget_before(positions)
         self._pause = 0.0
         self.metrics.connected.set(1)
 

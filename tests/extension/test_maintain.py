@@ -246,6 +246,27 @@ def test_use_is_noticed(dsn: str, kept: psycopg.Connection[Any]) -> None:
     until(noticed)
 
 
+def test_a_question_that_scans_no_index_is_noticed(dsn: str, kept: psycopg.Connection[Any]) -> None:
+    """As those that packs or kept events serve: here about a time without events, in a transaction that only reads."""
+    kept.execute("UPDATE heap.settings SET drop_unused_after = '90 days'")
+    scans = "SELECT sum(scans) FROM heap.index_health('kept')"
+    with _running(dsn), psycopg.connect(dsn) as reader:
+        kept.execute("SELECT heap.define_event('A', 'pageview where path = ''/1''')")
+        until(lambda: _states(kept) == {("A", "valid")})  # it listens
+        before = kept.execute(scans).fetchone()
+        kept.execute("UPDATE heap.event_definition SET last_used = now() - interval '89 days' WHERE app = 'kept'")
+        reader.read_only = True
+        reader.execute("SET LOCAL heap.app = 'kept'")
+        reader.execute("SET LOCAL heap.strategy = 'vector'")  # kernels pass over tables without pages
+        statement = "\"A\" -> \"A\" from '2020-01-01' to '2020-02-01'"
+        assert reader.execute("SELECT sum(users) FROM heap.funnel(%s)", (statement,)).fetchone() == (0,)
+        reader.execute("SELECT pg_stat_force_next_flush()")
+        reader.commit()
+        noted = "SELECT last_used > now() - interval '1 day' FROM heap.event_definition WHERE app = 'kept'"
+        until(lambda: kept.execute(noted).fetchone() == (True,))
+        assert kept.execute(scans).fetchone() == before
+
+
 def test_one_leads_and_the_others_wait(dsn: str, kept: psycopg.Connection[Any]) -> None:
     assert kept.execute("SELECT heap._maintainer()").fetchone() == (None,)
     with _running(dsn), pytest.raises(TimeoutError, match="another heap maintain"):
@@ -272,8 +293,9 @@ def test_a_tenant_that_holds_the_lock_or_notifies_nonsense_stops_nothing(
                 "[]",
                 "7",
                 '{"app": 1}',
-                '{"app": null, "event": []}',
-                '{"app": "x", "event": "X"}',
+                '{"app": null, "event": [], "dormant": {}}',
+                '{"app": "x", "event": "X", "dormant": true}',
+                '{"app": "x", "event": "X", "dormant": false}',
             ):
                 eve.execute("SELECT pg_notify('heap_maintain', %s)", (payload,))
             kept.execute("SELECT heap.define_event('A', 'pageview where path = ''/1''')")

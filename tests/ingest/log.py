@@ -29,6 +29,7 @@ from heap_ingest.messages import (
     message_key,
 )
 from heap_ingest.topics import create_topics
+from tests.waiting import until
 
 __all__ = ["APP", "Log", "captured", "events", "fresh_app", "stored_ids", "unpacked"]
 
@@ -90,6 +91,20 @@ class Log:
 
             self._producer.produce(self.topic, value, key, partition, on_delivery=delivered)
             self._producer.poll(0)
+
+    def send_in_transactions(self, messages: Iterable[EventMessage]) -> None:
+        """Sends each in a transaction of its own, to the first partition: behind it Kafka keeps a marker in the log,
+        which nobody is given."""
+        producer = Producer(
+            {"bootstrap.servers": self.broker.bootstrap_servers, "transactional.id": self.topic, "log_level": 0}
+        )
+        producer.init_transactions(30)
+        for message in messages:
+            length = self.length()
+            producer.begin_transaction()
+            producer.produce(self.topic, encode(message), b"k", 0)
+            producer.commit_transaction(30)
+            until(lambda wanted=length + 2: self.length() == wanted)  # Kafka writes the marker after it has answered
 
     def send_raw(self, value: bytes, key: bytes | None = None) -> None:
         """Sends what may be no message."""

@@ -9,11 +9,13 @@ from typing import Any
 
 import psycopg
 import pytest
+from confluent_kafka import Consumer, Message
 from typer.testing import CliRunner
 
 from heap_extension.command import app as command_line
 from heap_extension.maintain import Maintainer
 from heap_extension.user_ids import hash_bigint
+from heap_ingest.broker import Broker
 from heap_ingest.log import SpanError, find_span, parse_start
 from heap_ingest.messages import IdentifyMessage
 from heap_ingest.rebuild import RebuildError, rebuild
@@ -57,6 +59,55 @@ def test_a_replay_ends_at_what_was_there_when_it_began(dsn: str, owner: psycopg.
     log.flush()
     assert replay(dsn, log.broker.bootstrap_servers, span).read == span.length == 300
     assert stored_ids(owner) == list(range(1, 301))
+
+
+def test_a_replay_reads_again_what_kafkas_client_skips(
+    dsn: str, owner: psycopg.Connection[Any], log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the beginning of a partition, within it, and at its end, where nothing comes after."""
+    log.send(events(1_000))
+    log.flush()
+    span = find_span(log.broker.bootstrap_servers, None, topic=log.topic)
+    skipped = {
+        (partition, offset)
+        for partition, (first, after) in span.offsets.items()
+        for offset in (first, first + 1, first + 70, after - 2, after - 1)
+    }
+    left = set(skipped)
+
+    class Losing(Consumer):
+        def consume(self, *arguments: Any) -> list[Message]:
+            kept = []
+            for message in super().consume(*arguments):
+                place = message.partition(), message.offset()
+                if message.error() is None and place in left:
+                    left.remove(place)
+                else:
+                    kept.append(message)
+            return kept
+
+    monkeypatch.setattr("heap_ingest.log.Consumer", Losing)
+    assert len(skipped) == 5 * log.partitions
+    assert replay(dsn, log.broker.bootstrap_servers, span).read == span.length == 1_000
+    assert not left
+    assert stored_ids(owner) == list(range(1, 1_001))
+
+
+def test_a_replay_passes_over_the_markers_of_transactions(
+    dsn: str, owner: psycopg.Connection[Any], broker: Broker
+) -> None:
+    """Between events, and as the last of the span: at the end of the log, or with more behind it."""
+    log = Log(broker, partitions=1)
+    servers = broker.bootstrap_servers
+    sent = list(events(4))
+    log.send_in_transactions(sent[:2])
+    span = find_span(servers, None, topic=log.topic)
+    assert span.offsets == {0: (0, 4)}
+    assert replay(dsn, servers, span).read == 2
+    log.send(sent[2:])
+    log.flush()
+    assert replay(dsn, servers, span).read == 2
+    assert stored_ids(owner) == [1, 2]
 
 
 def test_a_replay_of_some_time_and_of_some_offsets(dsn: str, owner: psycopg.Connection[Any], log: Log) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from confluent_kafka import Consumer, Message, Producer
+from confluent_kafka import Consumer, Message
 
 from heap_ingest.broker import Broker
-from heap_ingest.messages import EventMessage, UserMessage, encode
+from heap_ingest.messages import EventMessage, UserMessage
 from heap_ingest.sink import LogMissingError, Sink
 from tests.ingest.conftest import QUICK, drained, running
 from tests.ingest.log import APP, NOON, Log, events, stored_ids
@@ -136,16 +136,10 @@ def test_what_kafkas_client_skips_is_read_again(
 def test_offsets_of_a_producers_transactions_are_no_gap(
     dsn: str, owner: psycopg.Connection[Any], broker: Broker
 ) -> None:
-    """Kafka keeps markers in the log, which nobody is given: here behind the first event and behind the second."""
+    """Of markers: here behind the first event and behind the second."""
     log = Log(broker, partitions=1)
     sent = list(events(4))
-    producer = Producer({"bootstrap.servers": broker.bootstrap_servers, "transactional.id": log.topic, "log_level": 0})
-    producer.init_transactions(30)
-    for number, event in enumerate(sent[:2], 1):
-        producer.begin_transaction()
-        producer.produce(log.topic, encode(event), b"k")
-        producer.commit_transaction(30)
-        until(lambda length=2 * number: log.length() == length)  # Kafka writes the marker after it has answered
+    log.send_in_transactions(sent[:2])
     log.send(sent[2:])
     log.flush()
     with running(dsn, log):
@@ -177,9 +171,10 @@ def test_the_latest_value_of_a_property_stays_whatever_arrives_last(
 def test_two_sinks_at_one_partition_store_nothing_twice(dsn: str, owner: psycopg.Connection[Any], log: Log) -> None:
     """In two groups both own every partition: one stores a batch, the other is fenced off and goes on behind it."""
     lines: list[str] = []
-    log.send(events(4_000))
-    log.flush()
     with running(dsn, log, lines, batch=50), running(dsn, log, lines, batch=50, group=f"{log.topic}-other"):
+        until(lambda: sum(line.startswith("partitions 0, 1, 2, 3 ") for line in lines) == 2)  # else one may do all
+        log.send(events(4_000))
+        log.flush()
         drained(owner, log)
     assert stored_ids(owner) == list(range(1, 4_001))
     row = owner.execute("SELECT sum(stored) FROM heap.ingest_offset WHERE topic = %s", (log.topic,)).fetchone()

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg.rows import class_row
@@ -98,6 +98,9 @@ class Maintainer:
         self.progress = progress
         self._failures: defaultdict[Work, _Failure] = defaultdict(_Failure)
         self._asked: set[tuple[str, str]] = set()
+        """Dormant events to wake: app and name."""
+        self._used: set[tuple[str, str]] = set()
+        """Other events that somebody asked about since the last pass: app and name."""
         self._merges: dict[str, UserMerges] = {}
         self._sweep_at = 0.0
         self._packs_at = 0.0
@@ -298,7 +301,9 @@ class Maintainer:
         return left
 
     def _note_use(self, leader: psycopg.Connection[Any], health: list[IndexRow], settings: Settings) -> int:
-        """Remembers when indexes were scanned, and lets definitions sleep that nobody asks about; how many of these."""
+        """Remembers when indexes were scanned or events asked about, and lets definitions sleep that nobody asks about;
+        how many of these."""
+        told, self._used = self._used, set()
         scans: defaultdict[tuple[str, str], int] = defaultdict(int)
         for row in health:
             if row.event is not None:
@@ -310,7 +315,7 @@ class Maintainer:
             " WHERE index_suffix IS NOT NULL AND NOT dormant",
             (settings.drop_unused_after,),
         ):
-            if scans[app, name] != before:
+            if scans[app, name] != before or (app, name) in told:
                 used[app][name] = scans[app, name]
             elif is_old:
                 unused[app].append(name)
@@ -325,13 +330,25 @@ class Maintainer:
                         (list(used[app]), list(used[app].values()), app),
                     )
                     asleep += _set_dormant(leader, app, unused[app], dormant=True)
+                else:
+                    self._used.update((app, name) for name in used[app] if (app, name) in told)
         return asleep
 
     def _listen(self, leader: psycopg.Connection[Any], seconds: float) -> None:
-        """Waits for a change of a definition, or a question about a dormant one, which it wakes. Any role may notify:
-        the worst it can do is to wake an event once."""
-        notices = list(leader.notifies(timeout=seconds, stop_after=1))  # which holds the connection until it ends
-        self._asked.update(filter(None, (_question(notice.payload) for notice in notices)))
+        """Waits for a change of a definition, or a question about a dormant one, which it wakes. What else was asked
+        about is noted by the next pass. Any role may notify: the worst it can do is to keep an event awake."""
+        ends = time.monotonic() + seconds
+        is_called = False
+        while not is_called and (left := ends - time.monotonic()) > 0:
+            # A list, since the generator holds the connection until it ends.
+            for notice in list(leader.notifies(timeout=left, stop_after=1)):
+                question = _question(notice.payload)
+                if question is not None and not question.dormant:
+                    self._used.add((question.app, question.event))
+                    continue
+                is_called = True
+                if question is not None:
+                    self._asked.add((question.app, question.event))
         for app, event in list(self._asked):
             with _catalog(leader, app) as is_free:
                 if is_free:
@@ -461,11 +478,17 @@ def _set_dormant(connection: psycopg.Connection[Any], app: str, names: list[str]
     return changed
 
 
-def _question(payload: str) -> tuple[str, str] | None:
-    """The app and the event of a question about a dormant one; None for any other notice."""
+class _Question(NamedTuple):
+    app: str
+    event: str
+    dormant: bool
+
+
+def _question(payload: str) -> _Question | None:
+    """The question about an event that a notice tells of; None for any other notice."""
     try:
         asked = json.loads(payload)
-        return str(asked["app"]), str(asked["event"])
+        return _Question(str(asked["app"]), str(asked["event"]), bool(asked["dormant"]))
     except (ValueError, TypeError, KeyError):
         return None
 

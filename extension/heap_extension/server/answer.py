@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import TypedDict
 
@@ -28,8 +30,13 @@ __all__ = ["Answer", "answer"]
 
 _CACHE_SIZE = 256
 _Key = tuple[str, str, str | None, int, Strategy, int, int]
-_compiled: dict[_Key, tuple[str, list[str]]] = {}
-"""The SQL of queries compiled before, each with the dormant events it names."""
+_compiled: dict[_Key, tuple[str, dict[str, bool]]] = {}
+"""The SQL of queries compiled before, each with the events it names, and whether they are dormant."""
+
+_TOLD_FOR = 3600.0
+"""Seconds in which a session tells once that somebody asks about an event."""
+_told: dict[tuple[str, str], float] = {}
+"""When it last told that somebody asks about an event of an app, by the monotonic clock."""
 
 
 class Answer(TypedDict):
@@ -180,17 +187,17 @@ def _compile(catalog: DatabaseCatalog, text: str, keyword: str | None) -> str | 
     """Compiles, or finds the SQL of the query compiled before: the same while no definition and no minute changes."""
     key = _key(catalog.app, text, keyword)
     if key in _compiled:
-        kept, dormant = _compiled[key]
-        _wake(catalog, dormant)
+        kept, named = _compiled[key]
+        _tell(catalog, named)
         return kept
     compiled = compile_statement(text, catalog, keyword)
     if isinstance(compiled, CompiledQuery):
-        dormant = [name for name in sorted(catalog.named) if catalog.definitions[name].dormant]
-        _wake(catalog, dormant)
+        named = {name: catalog.definitions[name].dormant for name in sorted(catalog.named)}
+        _tell(catalog, named)
         if "second" not in text.lower():  # a range in seconds moves within a minute
             if len(_compiled) >= _CACHE_SIZE:
                 _compiled.pop(next(iter(_compiled)))
-            _compiled[key] = compiled.sql, dormant
+            _compiled[key] = compiled.sql, named
     return compiled
 
 
@@ -199,11 +206,24 @@ def _key(app: App, text: str, keyword: str | None) -> _Key:
     return app.name, text, keyword, app.version, app.strategy, app.shards, int(app.now.timestamp()) // 60
 
 
-def _wake(catalog: DatabaseCatalog, dormant: list[str]) -> None:
-    """Asks `heap maintain` for the indexes of these events; this once, the query does without."""
-    for name in dormant:
+def _tell(catalog: DatabaseCatalog, named: Mapping[str, bool]) -> None:
+    """Tells `heap maintain` which events a query asks about: at once where they are dormant, whose indexes it then
+    builds (this once, the query does without); of others once an hour, since packs and what a session keeps serve them
+    without a scan of their indexes that would show it. On a standby nobody can be told.
+
+    Args:
+        named: the events, and whether they are dormant.
+    """
+    now = time.monotonic()
+    for name, dormant in named.items():
+        key = catalog.app.name, name
+        if not dormant and key in _told and now - _told[key] < _TOLD_FOR:
+            continue
+        _told[key] = now
         rows(
             catalog.database,
-            "SELECT pg_catalog.pg_notify('heap_maintain', $1) WHERE NOT pg_catalog.pg_is_in_recovery()",
-            payload=json.dumps({"app": catalog.app.name, "event": name}),
+            "SELECT pg_catalog.pg_notify('heap_maintain', $1) WHERE NOT pg_catalog.pg_is_in_recovery()"
+            " AND ($2 = 'dormant' OR EXISTS (SELECT FROM heap.settings WHERE drop_unused_after IS NOT NULL))",
+            payload=json.dumps({"app": catalog.app.name, "event": name, "dormant": dormant}),
+            state="dormant" if dormant else "ready",
         )
