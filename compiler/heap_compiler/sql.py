@@ -36,7 +36,6 @@ __all__ = [
     "numbered_times",
     "numbers",
     "select",
-    "shards_table",
     "share",
     "subquery",
     "table_alias",
@@ -216,11 +215,6 @@ def users_table(schema: str) -> exp.Table:
     return _table("users", schema)
 
 
-def shards_table(schema: str) -> exp.Table:
-    """The app's table with one row in every shard."""
-    return _table("shards", schema)
-
-
 def list_table(schema: str, name: str) -> exp.Table:
     """The list of a segment's users."""
     return _table(name, schema)
@@ -318,9 +312,17 @@ def select(
 def with_ctes(
     query: exp.Select, ctes: Iterable[tuple[str, exp.Query]], *, materialized: Collection[str] = ()
 ) -> exp.Select:
-    """The query with the named queries in front of it."""
+    """The query with the named queries in front of it.
+
+    Args:
+        materialized: names of those that are computed beforehand, as the totals of kernels always are.
+    """
     named_queries = [
-        exp.CTE(this=cte, alias=table_alias(name), materialized=True if name in materialized else None)
+        exp.CTE(
+            this=cte,
+            alias=table_alias(name),
+            materialized=True if name in materialized or "kernel" in cte.meta else None,
+        )
         for name, cte in ctes
     ]
     query.set("with_", exp.With(expressions=named_queries))

@@ -142,7 +142,7 @@ def lower_attribution(plan: AttributionPlan) -> exp.Query:
 
 
 def _kernel(plan: AttributionPlan) -> exp.Select:
-    """Per shard, group and number of touches a row `totals` of type heap._kernel_totals."""
+    """Per shard, group and number of touches the columns of heap._kernel_totals."""
     reads = Reads(plan.schema)
     shards = plan.choice.shards
     conversions, touches = attribution_sources(plan)

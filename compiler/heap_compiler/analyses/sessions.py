@@ -161,7 +161,7 @@ def lower_sessions(plan: SessionsPlan) -> exp.Query:
 
 
 def _kernel(plan: SessionsPlan, *, whole: bool = False) -> exp.Select:
-    """Per shard, bucket and group a row `totals` of type heap._kernel_totals; or `whole`, of the range as one bucket
+    """Per shard, bucket and group the columns of heap._kernel_totals; or `whole`, of the range as one bucket
     and of all groups, also where only the `top_groups` are asked for."""
     reads = Reads(plan.schema)
     (alias,) = sessions_sources(plan)

@@ -31,7 +31,7 @@ def counting_kernel(
     users: exp.Query | None = None,
     follow: Mapping[str, object] | None = None,
 ) -> exp.Select:
-    """Per shard, bucket and group a row `totals` of type heap._kernel_totals.
+    """Per shard, bucket and group the columns of heap._kernel_totals.
 
     Args:
         events: by the name of their scan, what is read; only the first have groups, and only their users count.
@@ -75,4 +75,4 @@ def counted_by_kernels(
         named(cast(exp.Sum(this=kernel_column("counts", index, kernel)), "bigint"), name)
         for name, index in counts.items()
     ]
-    return select([*group_by, *sums], kernel, group_by=[column(key.alias) for key in group_by])
+    return select([*group_by, *sums], kernel, group_by=[column(key.alias_or_name) for key in group_by])

@@ -23,11 +23,10 @@ from heap_compiler.sql import (
     column,
     copied,
     function,
-    named,
     number,
     select,
-    shards_table,
     subquery,
+    table_alias,
     text,
     union_all,
     walk,
@@ -68,10 +67,11 @@ def kernel_calls(query: exp.Query) -> list[Reads]:
 def kernel_query(
     kernel: str, specification: Mapping[str, object], reads: Reads, computed: Mapping[str, exp.Expr] | None = None
 ) -> exp.Select:
-    """Rows `totals` of that kernel of every shard.
+    """The totals of that kernel of every shard. `with_ctes` has them computed beforehand: a function in a query of
+    distributed tables Citus might send to the shards.
 
     Args:
-        kernel: the SQL function's name.
+        kernel: the SQL function's name, of which there is another with an `s` behind it that calls it once per shard.
         specification: what it is asked for.
         reads: through which the specification was made.
         computed: what else is in it, of type jsonb, that the query computes.
@@ -81,16 +81,15 @@ def kernel_query(
         asked = cast(asked, "jsonb")
         for name, value in computed.items():
             asked = function("jsonb_set", asked, cast(text(f"{{{name}}}"), "text[]"), value)
-    asked = cast(asked, "json")
-    call = function(kernel, column("tableoid", "shards"), asked)
-    query = select([named(call, "totals")], shards_table(reads.schema))
+    call = function(f"{kernel}s", text(reads.schema), cast(asked, "json"))
+    query = select([exp.Star()], exp.Table(this=call, alias=table_alias("totals")))
     query.meta["kernel"] = reads
     return query
 
 
 def kernel_column(name: str, index: int | None = None, kernel: str = "kernel") -> exp.Expr:
     """A column of the totals in the query `kernel`; of one that is an array, the element of that index, from 1."""
-    value = exp.Dot(this=exp.paren(column("totals", kernel)), expression=exp.to_identifier(name))
+    value = column(name, kernel)
     return value if index is None else exp.Bracket(this=value, expressions=[number(index)], offset=1)
 
 

@@ -34,7 +34,8 @@ def kernel_totals(
     buckets: Items[datetime] = (),
     effort: bool = False,
 ) -> list[tuple[str, exp.Query]]:
-    """The named queries that end in `kernel`: per shard, bucket and group a row `totals` of type heap._funnel_totals.
+    """The named queries that end in `kernel`: per shard, bucket and group the columns of
+    heap._funnel_totals.
 
     Args:
         sequence: one for which `choose_strategy` chose vectors.
