@@ -36,6 +36,7 @@ __all__ = [
     "numbered_times",
     "numbers",
     "select",
+    "shards_table",
     "share",
     "subquery",
     "table_alias",
@@ -213,6 +214,11 @@ def numbers(first: int, last: int, name: str, value: str) -> exp.Table:
 def users_table(schema: str) -> exp.Table:
     """The app's table of users."""
     return _table("users", schema)
+
+
+def shards_table(schema: str) -> exp.Table:
+    """The app's table with one row in every shard."""
+    return _table("shards", schema)
 
 
 def list_table(schema: str, name: str) -> exp.Table:

@@ -289,7 +289,7 @@ def _counted(plan: CorrelatePlan) -> exp.Select:
 
 def _kernel(plan: CorrelatePlan) -> exp.Select:
     """Per shard, factor and value the columns of heap._kernel_totals."""
-    reads = Reads(plan.sequence.schema)
+    reads = Reads(plan.sequence.schema, plan.sequence.shards)
     asked = sequence_specification(plan.sequence, reads, keys=plan.properties, users=plan.users)
     read = plan.sequence.steps[-1].read
     assert read is not None
@@ -299,7 +299,7 @@ def _kernel(plan: CorrelatePlan) -> exp.Select:
             factors.append({"property": plan.properties.index(factor), "events": None})
             continue
         alias = f"factor_{plan.events.index(factor) + 1}"
-        selection = reads.selection(factor, read, alias, shards=plan.sequence.shards)
+        selection = reads.selection(factor, read, alias)
         factors.append({"property": None, "events": selection})
     return kernel_query("heap._correlate_kernel", {**asked, "factors": factors}, reads)
 

@@ -179,12 +179,12 @@ def lower_paths(plan: PathsPlan) -> exp.Query:
 
 def _kernel(plan: PathsPlan) -> exp.Select:
     """Per shard, step, source and target the columns of heap._kernel_totals."""
-    reads = Reads(plan.schema)
+    reads = Reads(plan.schema, plan.choice.shards)
     values, extra = ({}, []) if plan.node is None else ({"node": plan.node}, [is_set(plan.node.copy())])
     specification = {
         "schema": plan.schema,
         "events": [
-            reads.selection(event, plan.read, alias, shards=plan.choice.shards, values=values, extra=extra)
+            reads.selection(event, plan.read, alias, values=values, extra=extra)
             for alias, event in zip(paths_sources(plan), plan.events, strict=True)
         ],
         "nodes": [event.name for event in plan.events] if plan.node is None else None,

@@ -40,11 +40,11 @@ def counting_kernel(
         users: those who count; None for all.
         follow: of a retention, as in `heap_extension.kernels.counting`.
     """
-    reads = Reads(schema)
+    reads = Reads(schema, choice.shards)
     values = {name: key.value for name, key in zip(group_columns(keys), keys, strict=True) if not key.of_user}
     selections = []
     for alias, (event, read) in events.items():
-        selections.append(reads.selection(event, read, alias, shards=choice.shards, values=values))
+        selections.append(reads.selection(event, read, alias, values=values))
         values = {}
     specification = {
         "schema": schema,

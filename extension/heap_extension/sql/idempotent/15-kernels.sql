@@ -43,8 +43,8 @@ return <entry>(plpy, relation, specification)
 $python$
         $definition$, '<name>', kernel.name), '<totals>', kernel.totals), '<module>', kernel.module), '<entry>', kernel.entry);
         EXECUTE format('COMMENT ON FUNCTION heap.%I(oid, json) IS %L', kernel.name, kernel.says);
-        -- Its rows travel as columns: those of a composite type Citus sends as text, bytes as digits. A query that Citus
-        -- has no part in reads them, which is planned once, and needs no intermediate results in files.
+        -- Rows travel as columns: those of a composite type Citus sends as text. And who reads them has a query without
+        -- distributed tables, which PostgreSQL plans once, and which puts no intermediate results into files.
         EXECUTE replace(replace(replace($definition$
             CREATE OR REPLACE FUNCTION heap.<name>s(app text, specification json)
             RETURNS SETOF heap.<totals>
