@@ -318,9 +318,17 @@ def select(
 def with_ctes(
     query: exp.Select, ctes: Iterable[tuple[str, exp.Query]], *, materialized: Collection[str] = ()
 ) -> exp.Select:
-    """The query with the named queries in front of it."""
+    """The query with the named queries in front of it.
+
+    Args:
+        materialized: names of those that are computed beforehand, as the totals of kernels always are.
+    """
     named_queries = [
-        exp.CTE(this=cte, alias=table_alias(name), materialized=True if name in materialized else None)
+        exp.CTE(
+            this=cte,
+            alias=table_alias(name),
+            materialized=True if name in materialized or "kernel" in cte.meta else None,
+        )
         for name, cte in ctes
     ]
     query.set("with_", exp.With(expressions=named_queries))

@@ -151,6 +151,24 @@ def test_citus_gets_one_distributed_query_of_aggregates(shop: psycopg.Connection
         assert next(plan_nodes(task["Remote Plan"]))["Plan"]["Node Type"] == "Aggregate"
 
 
+@pytest.mark.parametrize("statement", [
+    _FUNNEL,
+    _FUNNEL + " by week group by country compared to previous period",
+    'trend users of "Viewed pricing" by day',
+    "sessions by day over last 7 days group by landing_page top 3",
+])  # fmt: skip
+def test_citus_has_no_part_in_the_query_that_asks_kernels(shop: psycopg.Connection[Any], statement: str) -> None:
+    """It has the totals of a single query to each kernel: nothing of them lies in files or is planned anew."""
+    if not shop.execute("SELECT 1 FROM pg_extension WHERE extname = 'citus'").fetchone():
+        pytest.skip("plain PostgreSQL")
+    shop.execute("SET heap.strategy = 'vector'")
+    nodes = list(_plan(shop, statement))
+    functions = {node["Function Name"] for node in nodes if "Function Name" in node}
+    assert any(name.endswith("_kernels") for name in functions)
+    assert "read_intermediate_result" not in functions
+    assert not [node for node in nodes if "Task Count" in node]
+
+
 def test_one_sort_serves_everything_a_session_is_grouped_by(shop: psycopg.Connection[Any]) -> None:
     nodes = _plan(shop, "sessions by week group by landing_page, entry path, exit path")
     tasks = max((node["Task Count"] for node in nodes if "Task Count" in node), default=1)

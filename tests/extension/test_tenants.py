@@ -512,10 +512,10 @@ def test_an_app_from_before_gets_its_roles(tenants: str) -> None:
 def test_a_kernel_reads_what_its_caller_may_and_changes_nothing(tenants: str) -> None:
     """Whoever may call it can write a specification of their own."""
 
-    def call(app: str, condition: str = "true", value: str = "path") -> bytes:
+    def asked(app: str, condition: str = "true") -> str:
         scan = {"alias": "step", "where": [condition], "definition": None}
         always = {"start": 0, "end": 10**15, "first_since": None}
-        events = {"scans": [scan], **always, "values": [value], "size": None}
+        events = {"scans": [scan], **always, "values": ["path"], "size": None}
         entered = {"events": events, "within": None, "before": []}
         steps = [entered, {"events": {**events, "values": []}, "within": None, "before": [0]}]
         groups = {"group_keys": ["group_1"], "group_step": 0, "group_of_user": None, "user_keys": [], "users": None}
@@ -528,12 +528,21 @@ def test_a_kernel_reads_what_its_caller_may_and_changes_nothing(tenants: str) ->
             "slice": 1_000,
             "probe_cost": 15,
         }
-        asked = json.dumps({"schema": app, "steps": steps, **groups, **limits})
-        call = f"heap._funnel_kernel(tableoid, {sql.quote(asked)})"
+        return sql.quote(json.dumps({"schema": app, "steps": steps, **groups, **limits}))
+
+    def call(app: str, condition: str = "true") -> bytes:
+        call = f"heap._funnel_kernel(tableoid, {asked(app, condition)})"
         return f"SELECT (t).group_values, sum((t).users[1]) FROM (SELECT {call} AS t FROM acme.shards) AS s GROUP BY 1".encode()
 
     with _connect(tenants, "ada") as ada:
         assert ada.execute(call("acme")).fetchall() == [(["/Home"], 5)]
+        of_all_shards = "SELECT group_values, sum(users[1]) FROM heap._funnel_kernels({}, {}) GROUP BY 1"
+        assert ada.execute(of_all_shards.format("'acme'", asked("acme")).encode()).fetchall() == [(["/Home"], 5)]
+        for shards in ("acme", "bolt"):
+            _refused(ada, of_all_shards.format(f"'{shards}'", asked("bolt")))
+        _refused(ada, of_all_shards.format("'bolt'", asked("acme")))
+        with pytest.raises(psycopg.errors.UndefinedTable):
+            ada.execute(of_all_shards.format("'acme.shards, bolt'", asked("acme")).encode())
         _refused(ada, call("bolt").decode())
         for attempt in (
             "user_id IN (DELETE FROM acme.users RETURNING user_id)",

@@ -157,8 +157,8 @@ def test_kernels_change_no_answer(
     try:
         (shards,) = asked.execute("SELECT shards FROM heap.app WHERE name = %s", (APP,)).fetchone() or (0,)
         vector, merged = (_sql(statement, sizes, strategy, shards) for strategy in ("vector", "merge"))
-        assert "_kernel(" in vector
-        assert "_kernel(" not in merged
+        assert "_kernel" in vector
+        assert "_kernel" not in merged
         if data.draw(st.booleans()):
             vector = vector.replace('"size":null', '"size":40000000')  # read in slices
         assert _rounded(asked.execute(vector)) == _rounded(asked.execute(merged)), statement

@@ -142,20 +142,18 @@ def lower_attribution(plan: AttributionPlan) -> exp.Query:
 
 
 def _kernel(plan: AttributionPlan) -> exp.Select:
-    """Per shard, group and number of touches a row `totals` of type heap._kernel_totals."""
-    reads = Reads(plan.schema)
-    shards = plan.choice.shards
+    """Per shard, group and number of touches the columns of heap._kernel_totals."""
+    reads = Reads(plan.schema, plan.choice.shards)
     conversions, touches = attribution_sources(plan)
     values = event_values(plan.keys)
     amount = {} if plan.value is None else {"value": cast(plan.value, "text")}
     specification = {
         "schema": plan.schema,
-        "conversions": reads.selection(plan.conversion, plan.converted, conversions, shards=shards, values=amount),
+        "conversions": reads.selection(plan.conversion, plan.converted, conversions, values=amount),
         "touches": reads.selection(
             plan.touch,
             plan.touched,
             touches,
-            shards=shards,
             values=values,
             extra=[_has_value(values.values())],
             ordered=False,

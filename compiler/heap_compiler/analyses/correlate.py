@@ -135,8 +135,7 @@ def lower_correlate(plan: CorrelatePlan) -> exp.Query:
             column("value"),
         ],
     )
-    once = {*COMPUTED_ONCE, "kernel"} if plan.sequence.vector else COMPUTED_ONCE
-    return with_ctes(query, ctes, materialized=once)
+    return with_ctes(query, ctes, materialized=COMPUTED_ONCE)
 
 
 def _asks_entries(plan: CorrelatePlan) -> bool:
@@ -289,8 +288,8 @@ def _counted(plan: CorrelatePlan) -> exp.Select:
 
 
 def _kernel(plan: CorrelatePlan) -> exp.Select:
-    """Per shard, factor and value a row `totals` of type heap._kernel_totals."""
-    reads = Reads(plan.sequence.schema)
+    """Per shard, factor and value the columns of heap._kernel_totals."""
+    reads = Reads(plan.sequence.schema, plan.sequence.shards)
     asked = sequence_specification(plan.sequence, reads, keys=plan.properties, users=plan.users)
     read = plan.sequence.steps[-1].read
     assert read is not None
@@ -300,7 +299,7 @@ def _kernel(plan: CorrelatePlan) -> exp.Select:
             factors.append({"property": plan.properties.index(factor), "events": None})
             continue
         alias = f"factor_{plan.events.index(factor) + 1}"
-        selection = reads.selection(factor, read, alias, shards=plan.sequence.shards)
+        selection = reads.selection(factor, read, alias)
         factors.append({"property": None, "events": selection})
     return kernel_query("heap._correlate_kernel", {**asked, "factors": factors}, reads)
 
@@ -313,7 +312,8 @@ def _counted_by_kernels() -> exp.Select:
         for index, name in enumerate(("converted", "not_converted"), start=1)
     ]
     keys = [named(kernel_column("bucket"), "factor"), named(value, "value")]
-    return select([*keys, *counts], "kernel", group_by=[column(key.alias) for key in keys])
+    # By what they are: the totals have another column that is called value.
+    return select([*keys, *counts], "kernel", group_by=[key.this.copy() for key in keys])
 
 
 def _tables() -> exp.Select:

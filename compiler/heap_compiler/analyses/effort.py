@@ -111,7 +111,7 @@ def lower_effort(plan: EffortPlan) -> exp.Query:
         joins=[join(steps, kind="CROSS")],
         order_by=[*group_order(plan.group_keys, values, has_other=False), column("step", "steps")],
     )
-    return with_ctes(query, ctes, materialized={"kernel"} if plan.sequence.vector else set())
+    return with_ctes(query, ctes)
 
 
 def _count(plan: EffortPlan) -> int:

@@ -266,8 +266,7 @@ def _lower(plan: FunnelPlan, *, placed: bool = False) -> exp.Select:
     if plan.has_folds:
         ctes.append(("folded", _folded(plan)))
         shown = "folded"
-    materialized = {"kernel"} if plan.sequence.vector else set()
-    return with_ctes(_rows(plan, shown, placed=placed), ctes, materialized=materialized)
+    return with_ctes(_rows(plan, shown, placed=placed), ctes)
 
 
 def _rows(plan: FunnelPlan, shown: str, *, placed: bool) -> exp.Select:
@@ -386,7 +385,7 @@ def _kernel_totals(plan: FunnelPlan) -> list[tuple[str, exp.Query]]:
     keys = [named(kernel_column("group_values"), "group_values")]
     if plan.buckets:
         keys.append(named(kernel_column("bucket"), "bucket_number"))
-    group_by = [column(key.alias) for key in keys] if plan.buckets or plan.group_keys else []
+    group_by = [column(key.alias_or_name) for key in keys] if plan.buckets or plan.group_keys else []
     if not plan.group_keys:
         keys[0] = named(cast(exp.Null(), "text[]"), "group_values")
     return [*ctes, ("totals", select([*columns, *keys], "kernel", group_by=group_by))]

@@ -178,13 +178,13 @@ def lower_paths(plan: PathsPlan) -> exp.Query:
 
 
 def _kernel(plan: PathsPlan) -> exp.Select:
-    """Per shard, step, source and target a row `totals` of type heap._kernel_totals."""
-    reads = Reads(plan.schema)
+    """Per shard, step, source and target the columns of heap._kernel_totals."""
+    reads = Reads(plan.schema, plan.choice.shards)
     values, extra = ({}, []) if plan.node is None else ({"node": plan.node}, [is_set(plan.node.copy())])
     specification = {
         "schema": plan.schema,
         "events": [
-            reads.selection(event, plan.read, alias, shards=plan.choice.shards, values=values, extra=extra)
+            reads.selection(event, plan.read, alias, values=values, extra=extra)
             for alias, event in zip(paths_sources(plan), plan.events, strict=True)
         ],
         "nodes": [event.name for event in plan.events] if plan.node is None else None,
@@ -207,7 +207,7 @@ def _transitions_by_kernels() -> exp.Select:
         for index, name in enumerate(("users", "paths"), start=1)
     ]
     durations = named(joined_durations(kernel_column("durations")), "seconds")
-    return select([*keys, *counts, durations], "kernel", group_by=[column(key.alias) for key in keys])
+    return select([*keys, *counts, durations], "kernel", group_by=[column(key.alias_or_name) for key in keys])
 
 
 def _shown(plan: PathsPlan, source: exp.Expr, target: exp.Expr) -> tuple[exp.Expr, exp.Expr]:

@@ -161,9 +161,9 @@ def lower_sessions(plan: SessionsPlan) -> exp.Query:
 
 
 def _kernel(plan: SessionsPlan, *, whole: bool = False) -> exp.Select:
-    """Per shard, bucket and group a row `totals` of type heap._kernel_totals; or `whole`, of the range as one bucket
+    """Per shard, bucket and group the columns of heap._kernel_totals; or `whole`, of the range as one bucket
     and of all groups, also where only the `top_groups` are asked for."""
-    reads = Reads(plan.schema)
+    reads = Reads(plan.schema, plan.choice.shards)
     (alias,) = sessions_sources(plan)
     of_events = [key for key in plan.group_keys if not key.of_user]
     values = {
@@ -176,7 +176,6 @@ def _kernel(plan: SessionsPlan, *, whole: bool = False) -> exp.Select:
             plan.event,
             plan.read,
             alias,
-            shards=plan.choice.shards,
             values=values,
             extra=[is_set(column("session_id"))],
             ordered=False,

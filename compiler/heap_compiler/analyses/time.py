@@ -169,7 +169,7 @@ def lower_time(plan: TimePlan) -> exp.Query:
         joins=[join(_bins(plan.bounds), kind="CROSS"), join(exp.table_("counted"), same, kind="LEFT")],
         order_by=[*order, column("bin", "bins")],
     )
-    return with_ctes(query, ctes, materialized={"kernel", "measured"} if plan.sequence.vector else ())
+    return with_ctes(query, ctes, materialized={"measured"} if plan.sequence.vector else ())
 
 
 def _totals(plan: TimePlan, joins: list[exp.Join]) -> exp.Select:

@@ -31,7 +31,7 @@ def counting_kernel(
     users: exp.Query | None = None,
     follow: Mapping[str, object] | None = None,
 ) -> exp.Select:
-    """Per shard, bucket and group a row `totals` of type heap._kernel_totals.
+    """Per shard, bucket and group the columns of heap._kernel_totals.
 
     Args:
         events: by the name of their scan, what is read; only the first have groups, and only their users count.
@@ -40,11 +40,11 @@ def counting_kernel(
         users: those who count; None for all.
         follow: of a retention, as in `heap_extension.kernels.counting`.
     """
-    reads = Reads(schema)
+    reads = Reads(schema, choice.shards)
     values = {name: key.value for name, key in zip(group_columns(keys), keys, strict=True) if not key.of_user}
     selections = []
     for alias, (event, read) in events.items():
-        selections.append(reads.selection(event, read, alias, shards=choice.shards, values=values))
+        selections.append(reads.selection(event, read, alias, values=values))
         values = {}
     specification = {
         "schema": schema,
@@ -75,4 +75,4 @@ def counted_by_kernels(
         named(cast(exp.Sum(this=kernel_column("counts", index, kernel)), "bigint"), name)
         for name, index in counts.items()
     ]
-    return select([*group_by, *sums], kernel, group_by=[column(key.alias) for key in group_by])
+    return select([*group_by, *sums], kernel, group_by=[column(key.alias_or_name) for key in group_by])

@@ -28,6 +28,7 @@ from heap_compiler.sql import (
     select,
     shards_table,
     subquery,
+    table_alias,
     text,
     union_all,
     walk,
@@ -68,7 +69,10 @@ def kernel_calls(query: exp.Query) -> list[Reads]:
 def kernel_query(
     kernel: str, specification: Mapping[str, object], reads: Reads, computed: Mapping[str, exp.Expr] | None = None
 ) -> exp.Select:
-    """Rows `totals` of that kernel of every shard.
+    """The totals of that kernel of every shard, which `with_ctes` has computed beforehand.
+
+    Several shards are asked by another function, with an `s` behind its name: so that the query around has no
+    distributed table, and Citus no part in it.
 
     Args:
         kernel: the SQL function's name.
@@ -82,15 +86,22 @@ def kernel_query(
         for name, value in computed.items():
             asked = function("jsonb_set", asked, cast(text(f"{{{name}}}"), "text[]"), value)
     asked = cast(asked, "json")
-    call = function(kernel, column("tableoid", "shards"), asked)
-    query = select([named(call, "totals")], shards_table(reads.schema))
+    if reads.shards == 1:
+        calls = select(
+            [named(function(kernel, column("tableoid", "shards"), asked), "totals")], shards_table(reads.schema)
+        )
+        row = exp.Dot(this=exp.paren(column("totals", "calls")), expression=exp.Star())
+        query = select([row], subquery(calls, "calls"))
+    else:
+        call = function(f"{kernel}s", text(reads.schema), asked)
+        query = select([exp.Star()], exp.Table(this=call, alias=table_alias("totals")))
     query.meta["kernel"] = reads
     return query
 
 
 def kernel_column(name: str, index: int | None = None, kernel: str = "kernel") -> exp.Expr:
     """A column of the totals in the query `kernel`; of one that is an array, the element of that index, from 1."""
-    value = exp.Dot(this=exp.paren(column("totals", kernel)), expression=exp.to_identifier(name))
+    value = column(name, kernel)
     return value if index is None else exp.Bracket(this=value, expressions=[number(index)], offset=1)
 
 
@@ -115,8 +126,13 @@ class Reads:
     """What a kernel reads, on its way into a specification: SQL in parts, with the names of the app's tables between
     them."""
 
-    def __init__(self, schema: str) -> None:
+    def __init__(self, schema: str, shards: int) -> None:
+        """Args:
+        schema: the app's.
+        shards: how many the events are spread over; one without Citus.
+        """
         self.schema = schema
+        self.shards = shards
         self.shown: list[Callable[[], exp.Query]] = []
         """What is read, for people, made when somebody asks."""
         self.packable: list[Packable] = []
@@ -127,7 +143,6 @@ class Reads:
         read: TimeRange,
         alias: str,
         *,
-        shards: int,
         values: Mapping[str, exp.Expr] | None = None,
         extra: Items[exp.Expr] = (),
         first_since: datetime | None = None,
@@ -136,7 +151,6 @@ class Reads:
         """The events of a range: a `Selection` of `heap_extension.kernels.shard`.
 
         Args:
-            shards: how many the events are spread over.
             values: what is read with each event.
             extra: further conditions.
             first_since: of each user only the first event, and that only since this instant.
@@ -162,7 +176,7 @@ class Reads:
             "end": end,
             "first_since": None if first_since is None else instants([first_since])[0],
             "values": [self.parts(value)[0] for value in values.values()],
-            "size": None if known is None else -(-known // shards),
+            "size": None if known is None else -(-known // self.shards),
         }
 
     def population(self, keys: Items[GroupKey], users: exp.Query | None) -> dict[str, object]:

@@ -34,7 +34,8 @@ def kernel_totals(
     buckets: Items[datetime] = (),
     effort: bool = False,
 ) -> list[tuple[str, exp.Query]]:
-    """The named queries that end in `kernel`: per shard, bucket and group a row `totals` of type heap._funnel_totals.
+    """The named queries that end in `kernel`: per shard, bucket and group the columns of
+    heap._funnel_totals.
 
     Args:
         sequence: one for which `choose_strategy` chose vectors.
@@ -45,7 +46,7 @@ def kernel_totals(
         buckets: the first instants of the buckets of the entries; none without buckets.
         effort: the events between steps are counted, too: behind the durations of all steps, in millionths.
     """
-    reads = Reads(sequence.schema)
+    reads = Reads(sequence.schema, sequence.shards)
     specification = {
         **sequence_specification(sequence, reads, keys=keys, group_step=group_step, users=users),
         "effort": effort,
@@ -107,7 +108,7 @@ def _rules(sequence: Sequence, reads: Reads) -> dict[str, object]:
     for index, exclusion in enumerate(sequence.exclusions, start=1):
         event, read = exclusion.event.event, exclusion.event.read
         assert read is not None
-        selection = reads.selection(event, read, f"{sequence.alias}_without_{index}", shards=sequence.shards)
+        selection = reads.selection(event, read, f"{sequence.alias}_without_{index}")
         exclusions.append({"events": selection, "first": exclusion.first - 1, "last": exclusion.last - 1})
     return {
         "unit": sequence.unit,
@@ -124,4 +125,4 @@ def _selection(sequence: Sequence, index: int, values: dict[str, exp.Expr], read
     assert step.read is not None
     since = sequence.entry.start if sequence.first_time and index == 1 else None
     alias = f"{sequence.alias}_{index}"
-    return reads.selection(step.event, step.read, alias, shards=sequence.shards, values=values, first_since=since)
+    return reads.selection(step.event, step.read, alias, values=values, first_since=since)

@@ -43,6 +43,28 @@ return <entry>(plpy, relation, specification)
 $python$
         $definition$, '<name>', kernel.name), '<totals>', kernel.totals), '<module>', kernel.module), '<entry>', kernel.entry);
         EXECUTE format('COMMENT ON FUNCTION heap.%I(oid, json) IS %L', kernel.name, kernel.says);
+        -- Rows travel as columns: those of a composite type Citus sends as text. And who reads them has a query without
+        -- distributed tables, which PostgreSQL plans once, and which puts no intermediate results into files.
+        EXECUTE replace(replace(replace($definition$
+            CREATE OR REPLACE FUNCTION heap.<name>s(app text, specification json)
+            RETURNS SETOF heap.<totals>
+            LANGUAGE plpgsql
+            STABLE
+            STRICT
+            ROWS 100
+            COST 1000000
+            SET search_path = pg_catalog, pg_temp
+            AS $body$
+            BEGIN
+                RETURN QUERY EXECUTE format(
+                    'SELECT (calls.totals).* FROM (SELECT heap.<name>(shards.tableoid, $1) AS totals FROM %I.shards) AS calls', app
+                ) USING specification;
+            END
+            $body$
+        $definition$, '<name>', kernel.name), '<totals>', kernel.totals), E'\n            ', E'\n');
+        EXECUTE format(
+            'COMMENT ON FUNCTION heap.%I(text, json) IS %L', kernel.name || 's', 'The rows of heap.' || kernel.name || ' from every shard of an app'
+        );
     END LOOP;
 END
 $do$;

@@ -45,7 +45,6 @@ DECLARE
     compiled heap._compiled := heap._compile('statement', ARRAY[statement]);
     options text := CASE WHEN "analyze" THEN 'ANALYZE, BUFFERS' ELSE 'COSTS OFF' END;
     shown text := current_setting('citus.explain_all_tasks', true);
-    binary_protocol text := current_setting('citus.enable_binary_protocol', true);
     reads text[];
     read text;
     plan jsonb;
@@ -59,8 +58,6 @@ BEGIN
     END IF;
     -- Its rows are added up over all shards; the plan that is shown is that of one.
     PERFORM set_config('citus.explain_all_tasks', 'on', true);
-    -- Citus cannot read the rows of kernels, a composite type, in binary when it explains and runs.
-    PERFORM set_config('citus.enable_binary_protocol', 'off', true);
     EXECUTE 'EXPLAIN (FORMAT JSON, ANALYZE ' || "analyze"::text || ') ' || compiled.statements[1] INTO plan;
     -- What kernels read beside the data is no part of the query's plan.
     reads := (heap._compile('kernel_reads', ARRAY[statement])).statements;
@@ -79,7 +76,6 @@ BEGIN
         RETURN NEXT 'the kernel of each shard reads, partition by partition:';
         RETURN QUERY EXECUTE 'EXPLAIN (' || options || ') ' || read;
     END LOOP;
-    PERFORM set_config('citus.enable_binary_protocol', coalesce(binary_protocol, 'on'), true);
 END
 $$;
 COMMENT ON FUNCTION heap.explain(text, boolean) IS
