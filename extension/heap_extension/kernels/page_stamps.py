@@ -23,7 +23,8 @@ __all__ = ["ChangingPages", "Database", "changing_pages", "hidden_pages", "page_
 
 Int64 = npt.NDArray[np.int64]
 
-_VISIBLE = b"\x55"
+_VISIBLE = 0x55
+_ALL_VISIBLE = bytes(byte for byte in range(256) if byte & _VISIBLE == _VISIBLE)
 _SHIFTS = np.array([0, 2, 4, 6], np.uint8)
 """Of the two bits that a page has in the visibility map, the lower; a byte is of four pages."""
 
@@ -191,12 +192,14 @@ def _stamp(database: Database, table: _Table, map_pages: Sequence[bytes]) -> byt
 
 def hidden_pages(page: bytes, first: int, count: int) -> Int64:
     """The pages of a table whose bit is not set in a page of its map, which begins with page `first`; rising."""
-    shown = page[_PAGE_HEADER : _PAGE_HEADER + -(-count // 4)]
-    mask = int.from_bytes(_VISIBLE * len(shown), "little") & (1 << 2 * count) - 1
-    if int.from_bytes(shown, "little") & mask == mask:
+    whole, rest = divmod(count, 4)
+    shown = page[_PAGE_HEADER : _PAGE_HEADER + whole + (rest > 0)]
+    if not shown[:whole].translate(None, _ALL_VISIBLE) and (
+        rest == 0 or not ~shown[whole] & _VISIBLE & (1 << 2 * rest) - 1
+    ):
         return np.zeros(0, np.int64)
     bits = np.frombuffer(shown, np.uint8)
-    open_bytes = np.flatnonzero(bits & _VISIBLE[0] != _VISIBLE[0])
+    open_bytes = np.flatnonzero(bits & _VISIBLE != _VISIBLE)
     hidden = ((bits[open_bytes, None] >> _SHIFTS) & 1) == 0
     pages = (4 * open_bytes[:, None] + np.arange(4))[hidden]
     found: Int64 = first + pages[pages < count]

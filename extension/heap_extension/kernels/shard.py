@@ -14,6 +14,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain, pairwise
 from operator import attrgetter
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 import numpy as np
 
 from heap_extension.kernels.events import Events, Int64, changes, joined, nothing, replaced, united
-from heap_extension.kernels.kept_events import Key, ReadDifferentlyError, kept_events
+from heap_extension.kernels.kept_events import MAX_BYTES, Key, ReadDifferentlyError, kept_events
 from heap_extension.kernels.packs import Packs
 
 __all__ = ["NULL", "Between", "Database", "Periods", "Query", "Scan", "Selection", "Shard", "Users"]
@@ -203,9 +204,18 @@ class _Settled(NamedTuple):
     sizes: dict[str, int]
     matching: dict[str, Events]
 
-    def updated(self, events: Events, rows: Events) -> Events:
-        """Events as packs have them, without those on pages that changed, and with the rows of these."""
+    def updated(self, events: Events, rows: Events, users: Int64 | None = None) -> Events:
+        """Events as packs have them, without those on pages that changed, and with the rows of these.
+
+        Args:
+            users: of whom, rising; None for everybody.
+        """
         gone = np.zeros(0, np.int64) if events.pages is None else events.pages.inside(self.ranges)
+        if users is not None:
+            places = events.places_of(users)
+            there = places.searchsorted(gone)
+            gone = there[np.take(places, there, mode="clip") == gone] if len(places) else places
+            events = replace(events, pages=None).at(places)
         return replaced(events, gone, rows)
 
 
@@ -232,9 +242,9 @@ _PACKED_PER_LOOKUP = 500
 """Events read from a pack in the time that a user is looked up in one partition: 7 ns each against 3.5 us of processor
 time."""
 
-_FEW_EVENTS = 20_000
-"""Where no more are expected, over all time, a partition that goes on is read from its indexes: to ask what changed
-there would cost as much."""
+_FEW_EVENTS = 5_000
+"""A partition that goes on with no more expected in it is read from its indexes: to ask what changed would cost as
+much."""
 
 _READ_PER_ROW = 4
 """Events read from an index in the time that a row of a page that changed is tried: 110 ns each against 450."""
@@ -313,6 +323,7 @@ SELECT
     ) AND NOT pg_catalog.row_security_active(pg_catalog.to_regclass($2)::pg_catalog.oid) AS readable,
     pg_catalog.has_table_privilege(pg_catalog.to_regclass($3)::pg_catalog.oid, 'SELECT') AS packs_readable,
     pg_catalog.current_setting('transaction_isolation') = 'serializable' AS serializable,
+    pg_catalog.pg_size_bytes(nullif(pg_catalog.current_setting('heap.session_cache', true), '')) AS session_cache,
     EXISTS (SELECT FROM {events} WHERE false) AS named
 FROM pg_catalog.pg_inherits WHERE inhparent = pg_catalog.to_regclass($2)
 """
@@ -501,7 +512,7 @@ class Shard:
 
         events = kept_events.find(key, kept_stamps, read)
         if events is None:
-            if users is not None and not self._sooner_whole(still, scan, selection, users):
+            if users is not None and not self._sooner_whole(key, kept_stamps, still, scan, selection, users):
                 return self._read(parts, scan, selection, users)
             events = read()
             kept_events.keep(key, kept_stamps, events)
@@ -529,7 +540,7 @@ class Shard:
         rows = _within(settled.matching[self._text(scan["where"])], settled.part, selection, users)
 
         def now(events: Events) -> Events:
-            return settled.updated(events if users is None else events.of_few(_listed(users)), rows)
+            return settled.updated(events, rows, None if users is None else _listed(users))
 
         def read_ids() -> Int64:
             try:
@@ -543,20 +554,28 @@ class Shard:
             found = now(read())
         return Events(found.users, found.times, read_ids)
 
-    def _sooner_whole(self, parts: Sequence[_Part], scan: Scan, selection: Selection, users: Int64 | Periods) -> bool:
-        """Whether all events of these partitions are read from packs, and then kept, sooner than the users' events are
-        looked up in their indexes."""
+    def _sooner_whole(
+        self,
+        key: Key,
+        stamps: tuple[bytes, ...],
+        parts: Sequence[_Part],
+        scan: Scan,
+        selection: Selection,
+        users: Int64 | Periods,
+    ) -> bool:
+        """Whether to read all events of these partitions from packs, and keep them, takes no longer than the look-ups
+        of users that were wanted up to now."""
         packed = self._usable_packs(parts, scan, selection)
         settled = self._settled_of(parts, scan, selection)
         if settled is not None:
             packed[settled.part.table] = settled.sizes[self._text(scan["where"])]
+        size = sum(packed.values())
         if len(packed) < len(parts):
             return False
-        if isinstance(users, Periods):
-            lookups = sum(len(users.inside(part, selection).users) for part in parts)
-        else:
-            lookups = len(users) * len(parts)
-        return sum(packed.values()) <= lookups * _PACKED_PER_LOOKUP
+        lookups = sum(len(_inside(users, part, selection)) for part in parts)
+        if kept_events.holds(size):
+            lookups = kept_events.looked_up(key, stamps, lookups)
+        return size <= lookups * _PACKED_PER_LOOKUP
 
     def _key(self, parts: Sequence[_Part], scan: Scan, selection: Selection) -> Key:
         """What these partitions have of a scan: the same for all selections that ask for the whole of them."""
@@ -614,16 +633,15 @@ class Shard:
         if self._packs is None or not usable:
             return {}
         condition = self._text(scan["where"])
-        listed = None if users is None or isinstance(users, Between) else _listed(users)
-        first, last = (_LEAST, _GREATEST) if listed is None else (int(listed[0]), int(listed[-1]))
-        if isinstance(users, Between):
-            first, last = users
+        few = None if users is None or isinstance(users, Between) else users
+        first, last = users if isinstance(users, Between) else (_LEAST, _GREATEST)
+        if few is not None:
+            first, last = int(_listed(few)[0]), int(_listed(few)[-1])
         found: dict[str, Events] = {}
         for part in parts:
             if part.table not in usable:
                 continue
-            wanted = users.inside(part, selection).users if isinstance(users, Periods) else listed
-            if wanted is not None and len(wanted) * _PACKED_PER_LOOKUP < usable[part.table]:
+            if few is not None and _are_few(few, part, selection, usable[part.table]):
                 continue
             events = self._packs.events(condition, part.table, first, last)
             found[part.table] = _within(events, part, selection, users)
@@ -659,14 +677,10 @@ class Shard:
         if isinstance(users, Between):
             begin, behind = rows.users.searchsorted(first, "left"), rows.users.searchsorted(last, "right")
             rows = rows.between(int(begin), int(behind))
-        elif users is not None and self._are_few(users, settled, scan):
+        elif users is not None and _are_few(users, part, selection, settled.sizes[self._text(scan["where"])]):
             return None
         events = settled.updated(self._settled_events(settled, scan, first, last), rows)
         return _within(events, part, selection, users)
-
-    def _are_few(self, users: Int64 | Periods, settled: _Settled, scan: Scan) -> bool:
-        """Whether to look users up takes less than to read the pack."""
-        return len(_listed(users)) * _PACKED_PER_LOOKUP < settled.sizes[self._text(scan["where"])]
 
     def _settled_events(self, settled: _Settled, scan: Scan, first: int = _LEAST, last: int = _GREATEST) -> Events:
         """What the pack has of the users from one to another, those on pages that changed among them."""
@@ -686,8 +700,9 @@ class Shard:
     def _find_settled(self) -> list[_Settled]:
         """Of the partitions that go on and that this call is about, those of which packs and the pages that changed are
         sooner read than indexes."""
-        expected = self._expected_scans()
-        if not self._look().packs_readable or sum(self.size_of(selection) for _, selection in expected) <= _FEW_EVENTS:
+        expected, found = self._expected_scans(), self._look()
+        few = _FEW_EVENTS * max(len(found.partitions.by_time), 1)
+        if not found.packs_readable or sum(self.size_of(selection) for _, selection in expected) <= few:
             return []
         conditions: dict[_Part, set[str]] = {}
         for scan, selection in expected:
@@ -697,15 +712,15 @@ class Shard:
         if not conditions:
             return []
         parts = {part.table: part for part in conditions}
-        found = []
+        settled = []
         for row in self._rows("SELECT * FROM heap._changing_pages($1)", [_Parameter("text[]", sorted(parts))]):
             part, stamp = parts[row["name"]], row["stamp"]
             sizes = self._sizes_of(part.table, stamp, conditions[part])
             if sum(sizes.values()) > row["live_rows"] * _READ_PER_ROW:
                 ranges = np.frombuffer(row["ranges"], np.int64).reshape(-1, 2)
                 rows = self._rows_of_pages(part.table, ranges, sorted(sizes))
-                found.append(_Settled(part, stamp, ranges, sizes, rows))
-        return found
+                settled.append(_Settled(part, stamp, ranges, sizes, rows))
+        return settled
 
     def _sizes_of(self, table: str, stamp: bytes, conditions: set[str]) -> dict[str, int]:
         """How many events those packs of these conditions have that say on which page each is."""
@@ -814,6 +829,7 @@ class Shard:
             key = self._table("events"), int(row["events"])
             if key not in _partitions or _partitions[key].state != row["state"]:
                 _partitions[key] = self._find_partitions(row["state"])
+            kept_events.limit(MAX_BYTES if row["session_cache"] is None else int(row["session_cache"]))
             readable, packs_readable = bool(row["readable"]), bool(row["packs_readable"])
             self._looked = _Look(_partitions[key], readable, packs_readable, bool(row["serializable"]))
         return self._looked
@@ -914,6 +930,16 @@ def _times(selection: Selection) -> list[_Parameter]:
 
 def _listed(users: Int64 | Periods) -> Int64:
     return users.users if isinstance(users, Periods) else users
+
+
+def _inside(users: Int64 | Periods, part: _Part, selection: Selection) -> Int64:
+    """Those who are looked up in a part."""
+    return users.inside(part, selection).users if isinstance(users, Periods) else users
+
+
+def _are_few(users: Int64 | Periods, part: _Part, selection: Selection, packed: int) -> bool:
+    """Whether to look users up in a part takes less than to read a pack of so many events."""
+    return len(_inside(users, part, selection)) * _PACKED_PER_LOOKUP < packed
 
 
 def _of_users(users: Between | Int64 | None) -> list[_Parameter]:

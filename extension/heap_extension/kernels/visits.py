@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from heap_extension.kernels.activity import differs
-from heap_extension.kernels.events import Events, Int64
+from heap_extension.kernels.events import Events, Int64, in_order
 
 __all__ = ["END", "Rule", "Transitions", "Visits", "transitions", "visits"]
 
@@ -72,11 +72,8 @@ class Transitions(NamedTuple):
 
 def visits(events: Sequence[Events]) -> Visits:
     """The visits to the nodes of which these are the events: an event of several nodes visits the first of them."""
-    users = np.concatenate([node.users for node in events])
-    times = np.concatenate([node.times for node in events])
+    order, users, times = in_order(events)
     nodes = np.repeat(np.arange(len(events), dtype=np.int64), [len(node.users) for node in events])
-    order = np.lexsort((times, users))
-    users, times = users[order], times[order]
     tied = ~(differs(users) | differs(times))
     if tied.any():  # only there do event ids matter
         tied[:-1] |= tied[1:]
