@@ -74,11 +74,15 @@ def bucket_numbers(times: Int64, bounds: Int64) -> Int64:
     count = (last - first) // cell + 1
     if count > _MAX_TABLE or count > 8 * len(times):
         return np.searchsorted(bounds, times, side="right")
+    cells = times - first
+    cells //= cell
+    cells += 1
+    np.clip(cells, 0, count, out=cells)
+    if count == len(bounds):  # each cell is a bucket
+        return cells
     table = np.zeros(count + 1, np.int64)  # cell 0 lies before the first bound
     table[(bounds - first) // cell + 1] = 1
     np.cumsum(table, out=table)
-    cells = (times - first) // cell + 1
-    np.clip(cells, 0, count, out=cells)
     return table[cells]
 
 

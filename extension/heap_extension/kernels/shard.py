@@ -258,6 +258,9 @@ _partitions: dict[tuple[str, int], _Partitions] = {}
 _names: dict[tuple[int, str], _Names] = {}
 """By the oid of the shard of `<app>.shards` and the app's schema."""
 
+_ranges: dict[tuple[str, int, int], list[Between]] = {}
+"""By the name of the table of events, the oid of the shard of `<app>.shards`, and how many were wanted."""
+
 _NO_SUCH_TABLE = "42P01"
 _NO_PAGES = b""
 """The stamp of a table without pages, and so without rows."""
@@ -457,14 +460,18 @@ class Shard:
         return [None] if count < 2 else list(self._ranges(count))
 
     def _ranges(self, count: int) -> list[Between]:
-        """At most so many ranges that all users are in, with about as many events in each: of a sample, as many."""
-        share = min(100.0, 100 * _SAMPLE / max(self.known_events(), 1))
-        sampled = f"SELECT user_id FROM {self._table('events')} TABLESAMPLE SYSTEM ($1)"
-        (users,), _ = self._columns(sampled, [_USER], [_Parameter("float4", share)])
-        users.sort()
-        begins = np.unique(users[np.arange(1, count) * len(users) // count]) if len(users) else users
-        bounds = [_LEAST, *begins[begins > _LEAST].tolist(), _GREATEST + 1]
-        return [Between(first, behind - 1) for first, behind in pairwise(bounds)]
+        """At most so many ranges that all users are in, with about as many events in each: of a sample, as many. A
+        session keeps them; they are right whoever came since."""
+        key = self._table("events"), self._relation, count
+        if key not in _ranges:
+            share = min(100.0, 100 * _SAMPLE / max(self.known_events(), 1))
+            sampled = f"SELECT user_id FROM {self._table('events')} TABLESAMPLE SYSTEM ($1)"
+            (users,), _ = self._columns(sampled, [_USER], [_Parameter("float4", share)])
+            users.sort()
+            begins = np.unique(users[np.arange(1, count) * len(users) // count]) if len(users) else users
+            bounds = [_LEAST, *begins[begins > _LEAST].tolist(), _GREATEST + 1]
+            _ranges[key] = [Between(first, behind - 1) for first, behind in pairwise(bounds)]
+        return _ranges[key]
 
     def read(self, query: Query, texts: Sequence[str] = ()) -> tuple[Int64, list[list[bytes]]]:
         """The users of a query's rows, in their order, and other columns of theirs.
