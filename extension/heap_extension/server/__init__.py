@@ -3,6 +3,9 @@
 Nothing here changes the database. It reads the catalog through `plpy`, compiles, and hands commands back.
 """
 
+from heap_extension.server import sqlglot_alone  # noqa: F401
+
+# isort: split
 from heap_compiler.parse import parser
 from heap_extension.server.answer import answer
 
