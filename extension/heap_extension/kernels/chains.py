@@ -33,7 +33,7 @@ BLOCK = 65_536
 """Events of step 1 in a block, about: an array of them takes 512 kB."""
 
 _RARE = 16
-"""A step with so much fewer events than the one before is searched in it; else the two are merged."""
+"""What is so much fewer than what it is looked for in is searched; else the two are merged."""
 
 _SPARSE = 8
 """User ids that are spread thinner than one in so many numbers have no table of ranks."""
@@ -67,7 +67,10 @@ class Line:
             return found
         firsts = changes(users)
         distinct = users[firsts]
-        ranks = np.searchsorted(self.users, distinct)
+        if int(self.users[-1]) - int(self.users[0]) < MAX_LINE:
+            ranks = _smaller(self.users - self.users[0], distinct - self.users[0])
+        else:
+            ranks = np.searchsorted(self.users, distinct)
         ranks[self.users[ranks] != distinct] = -1
         return np.repeat(ranks, np.diff(firsts, append=len(users)))
 
@@ -260,10 +263,7 @@ def _placed(runs: Runs, line: Line, first: int, last: int) -> Placed:
 def _last_before(reached: Reached, placed: Placed) -> Int64:
     """For each event the position of the last event reached that is earlier by (time, event id), or -1."""
     places = placed.places
-    if len(places) * _RARE < len(reached.places):
-        low = np.searchsorted(reached.places, places, side="left")
-    else:
-        low = _merged_before(reached.places, places)
+    low = _smaller(reached.places, places)
     tied = np.flatnonzero(np.take(reached.places, low, mode="clip") == places)
     if len(tied):
         ids, other_ids = reached.placed.ids(reached.at), placed.ids(tied)
@@ -278,9 +278,11 @@ def _last_before(reached: Reached, placed: Placed) -> Int64:
     return low
 
 
-def _merged_before(places: Int64, others: Int64) -> Int64:
-    """For each of the others the number of places that are smaller; both rise. What a stable sort finds in order it
-    merges, which takes half the time of binary searches."""
+def _smaller(places: Int64, others: Int64) -> Int64:
+    """For each of the others the number of places that are smaller: both rise, and are no further apart than MAX_LINE.
+    What a stable sort finds in order it merges, which takes half the time of binary searches."""
+    if len(others) * _RARE < len(places):
+        return np.searchsorted(places, others, side="left")
     both = np.empty(len(places) + len(others), np.int64)
     np.left_shift(others, 1, out=both[: len(others)])
     np.left_shift(places, 1, out=both[len(others) :])
