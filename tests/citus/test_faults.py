@@ -69,7 +69,7 @@ def _make_app(connection: psycopg.Connection[Any]) -> None:
 
 
 def _drop_app(connection: psycopg.Connection[Any]) -> None:
-    connection.execute("UPDATE heap.settings SET index_builds = 'auto', pack_above = DEFAULT")
+    connection.execute("UPDATE heap.settings SET index_builds = 'auto', pack_above = DEFAULT, pack_after = DEFAULT")
     connection.execute("SELECT heap.drop_app(name) FROM heap.app WHERE name = 'faulty'")
 
 
@@ -245,6 +245,7 @@ _STEPS = {
     "drop": "DROP INDEX CONCURRENTLY%",
     "vacuum": "VACUUM (ANALYZE, TRUNCATE%",
     "freeze": "VACUUM (ANALYZE, FREEZE%",
+    "settle": "VACUUM (FREEZE, TRUNCATE%",
     "reindex": "REINDEX%",
     "unpack": "DELETE FROM%packs%",
     "pack": "SELECT heap._make_pack%",
@@ -297,6 +298,10 @@ def test_maintainer_killed_at_each_step(faulty: CitusCluster, step: str, measure
                 there.execute(f"UPDATE {shard} SET path = path WHERE event_id = (SELECT min(event_id) FROM {shard})")
                 there.execute("SELECT pg_stat_force_next_flush()")
                 _slow_vacuum(there, slow=True)
+            case "settle":
+                connection.execute("UPDATE heap.settings SET pack_after = '100 years'")  # so that all months go on
+                there.execute(f"UPDATE {shard} SET path = path WHERE event_id % 2 = 0")
+                _slow_vacuum(there, slow=True)
             case "reindex":
                 there.execute(
                     f"INSERT INTO {shard} (user_id, time, event_id, type, path) SELECT user_id, time, -n, type, '/1'"
@@ -338,7 +343,7 @@ def test_maintainer_killed_at_each_step(faulty: CitusCluster, step: str, measure
             process.wait(30)
             for node in nodes:
                 node.close()
-            if step in {"vacuum", "freeze"}:
+            if step in {"vacuum", "freeze", "settle"}:
                 _slow_vacuum(there, slow=False)
         with suppress(psycopg.Error):
             there.execute("ROLLBACK")

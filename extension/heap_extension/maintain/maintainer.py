@@ -349,6 +349,9 @@ class Maintainer:
                 is_called = True
                 if question is not None:
                     self._asked.add((question.app, question.event))
+        if self._asked:
+            apps = {name for (name,) in leader.execute("SELECT name FROM heap.app")}
+            self._asked = {(app, event) for app, event in self._asked if app in apps}
         for app, event in list(self._asked):
             with _catalog(leader, app) as is_free:
                 if is_free:
