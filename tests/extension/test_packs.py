@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import class_row
 
+from heap_compiler.strategies.kernels import SLICE
 from heap_extension.kernels.packs import decoded
 from heap_extension.maintain import Maintainer
 from heap_extension.maintain.execute import execute
@@ -354,6 +355,17 @@ def test_packs_have_events_in_many_parts(packed: str, asked: psycopg.Connection[
     parts = asked.execute("SELECT max(part) FROM packed.packs").fetchone()
     assert parts == (1,)
     assert _users(asked) == [40, 40, 40]
+    for days in ("'2026-01-01' to '2026-02-28'", "'2026-01-05' to '2026-02-05'"):
+        for counted in ("users of any, count of any", 'users of "A", count of "A"'):
+            with asked.transaction():
+                statement = f"trend {counted} by week from {days}"
+                (query,) = asked.execute("SELECT heap.sql(%s)", (statement,)).fetchone() or ("",)
+                sliced, count = re.subn(rf'"slice": ?{SLICE}\b', '"slice": 10000', query)
+                assert count
+                in_slices = asked.execute(sliced).fetchall()
+                asked.execute("SET LOCAL heap.strategy = 'merge'")
+                (query,) = asked.execute("SELECT heap.sql(%s)", (statement,)).fetchone() or ("",)
+                assert sorted(in_slices, key=str) == sorted(asked.execute(query).fetchall(), key=str), statement
 
 
 def test_a_month_of_which_little_went_is_packed_again(packed: str, asked: psycopg.Connection[Any]) -> None:

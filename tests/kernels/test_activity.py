@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heap_extension.kernels import activity
-from heap_extension.kernels.events import Int64
+from heap_extension.kernels.events import ByUser, Events, Int64
 
 _USERS = [-(2**63), -7, 0, 1, 2**53 + 1, 2**63 - 1]
 _BOUNDS = [-(10**15), 0, 3, 5, 6, 9]
@@ -79,7 +79,8 @@ def test_runs_are_counted_as_what_they_are_of(rows: list[Row], data: st.DataObje
         activity.bucket_numbers(_array([row[1] for row in rows]), _array(_BOUNDS)),
     )
     of_run = _array([data.draw(st.integers(0, 2)) for _ in rows])
-    runs = [(users[of_run == run], buckets[of_run == run]) for run in range(3)]
+    parts = [ByUser.of(Events(users[of_run == run], buckets[of_run == run], lambda: users)) for run in range(3)]
+    runs = [(part.users, part.begins, part.times) for part in parts]
     whole = activity.trend(buckets, None, activity.active(users, buckets))
     assert _counted(activity.trend_of_runs(runs)) == _counted(whole)
 

@@ -114,3 +114,23 @@ def test_nothing_has_as_many_values_as_asked_for() -> None:
     none = events.nothing(2)
     assert len(none.users) == len(none.times) == len(none.ids) == 0
     assert none.values == [[], []]
+
+
+@given(st.sets(_keys, max_size=20), st.data())
+def test_times_by_user_follow_their_users(keys: set[Key], data: st.DataObject) -> None:
+    found = sorted(key[:2] for key in keys)
+    by_user = events.ByUser.of(_events(keys, 0))
+    assert _rows_of(by_user) == found
+    left = [data.draw(st.booleans()) for _ in found]
+    kept = [row for row, is_left in zip(found, left, strict=True) if not is_left]
+    positions = np.array(left, np.bool_)
+    assert _rows_of(by_user.at(np.flatnonzero(~positions))) == kept
+    assert _rows_of(by_user.without(np.flatnonzero(positions))) == kept
+    first, last = sorted(data.draw(st.tuples(*[st.sampled_from([-(2**63), -2, -1, 0, 7, 2**63 - 1])] * 2)))
+    assert _rows_of(by_user.between(first, last)) == [row for row in found if first <= row[0] <= last]
+
+
+def _rows_of(found: events.ByUser) -> list[tuple[int, int]]:
+    assert (np.diff(found.begins, append=len(found.times)) > 0).all()
+    users = np.repeat(found.users, np.diff(found.begins, append=len(found.times)))
+    return list(zip(users.tolist(), found.times.tolist(), strict=True))

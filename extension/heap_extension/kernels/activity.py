@@ -74,9 +74,8 @@ def bucket_numbers(times: Int64, bounds: Int64) -> Int64:
     count = (last - first) // cell + 1
     if count > _MAX_TABLE or count > 8 * len(times):
         return np.searchsorted(bounds, times, side="right")
-    cells = times - first
+    cells = times - (first - cell)
     cells //= cell
-    cells += 1
     np.clip(cells, 0, count, out=cells)
     if count == len(bounds):  # each cell is a bucket
         return cells
@@ -111,31 +110,37 @@ def trend(buckets: Int64, groups: Int64 | None, activity: Activity) -> Counts:
     return _counts(cells, [np.bincount(places, minlength=len(cells.buckets)), users])
 
 
-def trend_of_runs(runs: Iterable[tuple[Int64, Int64]]) -> Counts:
+def trend_of_runs(runs: Iterable[tuple[Int64, Int64, Int64]]) -> Counts:
     """As `trend` without groups, of events that were read in runs: these need no common order.
 
     Args:
-        runs: of each int64[n], int64[n]: the users of its events, rising, and their buckets, not falling within a user.
+        runs: of each int64[m], int64[m], int64[n]: its users, rising, where the events of each begin, and the buckets
+            of these, not falling within a user.
     """
     events = users = in_runs = np.zeros(1, np.int64)
-    pairs: list[tuple[Int64, Int64]] = []
-    for of_run, buckets in runs:
+    firsts: list[tuple[Int64, Int64, Int64, Int64]] = []
+    for of_run, begins, buckets in runs:
         here = np.bincount(buckets, minlength=len(events))
-        kept = np.flatnonzero(differs(of_run) | differs(buckets))
-        pairs.append((of_run[kept], buckets[kept]))
-        there = np.bincount(pairs[-1][1], minlength=len(here))
+        new = differs(buckets)
+        new[begins] = True
+        at = np.flatnonzero(new)
+        firsts.append((of_run, begins, at, buckets[at]))
+        there = np.bincount(firsts[-1][-1], minlength=len(here))
         events, users, in_runs = (
             _added(one, other) for one, other in ((events, here), (users, there), (in_runs, here > 0))
         )
     shared = in_runs > 1
     if shared.any():  # a user counts once
-        found = [(of_run[there], buckets[there]) for of_run, buckets in pairs for there in [shared[buckets]]]
+        found: list[tuple[Int64, Int64]] = []
+        for of_run, begins, at, buckets in firsts:
+            in_shared = shared[buckets]
+            found.append((of_run[begins.searchsorted(at[in_shared], side="right") - 1], buckets[in_shared]))
         of_runs, buckets = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
         order = np.lexsort((of_runs, buckets))
         once = buckets[order][differs(of_runs[order]) | differs(buckets[order])]
         users = np.where(shared, np.bincount(once, minlength=len(users)), users)
-    there = np.flatnonzero(events)
-    return Counts(there, np.zeros(len(there), np.int64), np.stack([events[there], users[there]], axis=1))
+    kept = np.flatnonzero(events)
+    return Counts(kept, np.zeros(len(kept), np.int64), np.stack([events[kept], users[kept]], axis=1))
 
 
 def _added(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> Int64:

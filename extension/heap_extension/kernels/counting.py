@@ -10,7 +10,7 @@ import numpy as np
 
 from heap_extension.kernels import activity
 from heap_extension.kernels.activity import Counts, Follow
-from heap_extension.kernels.events import Events, Int64
+from heap_extension.kernels.events import ByUser, Events, Int64
 from heap_extension.kernels.population import Coded, Population, PopulationAsked
 from heap_extension.kernels.shard import Database, Selection, Shard, Users
 from heap_extension.kernels.totals import Totals, added_up
@@ -83,7 +83,7 @@ class _Counting:
         asked = self._asked
         for users in self._shard.slices_of(asked["events"], asked["slice"]):
             if asked["analysis"] == "trend" and not self._population.has_groups:
-                runs = map(self._population.members, self._shard.runs(asked["events"][0], users))
+                runs = map(self._population.members_by_user, self._shard.by_user(asked["events"][0], users))
                 yield activity.trend_of_runs(map(self._in_buckets, runs)), None
                 continue
             events = self._population.members(self._shard.events(asked["events"][0], users))
@@ -102,8 +102,8 @@ class _Counting:
                 case "stickiness":
                     yield activity.stickiness(active), groups
 
-    def _in_buckets(self, events: Events) -> tuple[Int64, Int64]:
-        return events.users, activity.bucket_numbers(events.times, self._bounds)
+    def _in_buckets(self, events: ByUser) -> tuple[Int64, Int64, Int64]:
+        return events.users, events.begins, activity.bucket_numbers(events.times, self._bounds)
 
     def _retention(
         self, events: Events, buckets: Int64, asked: _FollowAsked, users: Users | None

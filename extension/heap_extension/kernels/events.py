@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Events", "Int64", "OnPages", "changes", "in_order", "joined", "nothing", "replaced", "united"]
+__all__ = ["ByUser", "Events", "Int64", "OnPages", "changes", "in_order", "joined", "nothing", "replaced", "united"]
 
 Int64 = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
@@ -113,6 +113,50 @@ class Events:
         ends = np.cumsum(lengths)
         places: Int64 = np.arange(lengths.sum(), dtype=np.int64) + np.repeat(begins - ends + lengths, lengths)
         return places
+
+
+class ByUser(NamedTuple):
+    """The times of events by their users, each of whom is there once: what packs are made of.
+
+    Attributes:
+        users: int64[m], rising.
+        begins: int64[m]: the position of the first event of each.
+        times: int64[n], microseconds; rising within a user.
+    """
+
+    users: Int64
+    begins: Int64
+    times: Int64
+
+    @staticmethod
+    def of(events: Events) -> ByUser:
+        """The times of these events."""
+        begins = changes(events.users)
+        return ByUser(events.users[begins], begins, events.times)
+
+    def at(self, positions: Int64) -> ByUser:
+        """The events at these positions, rising."""
+        return self._with(positions.searchsorted(self.begins), self.times[positions])
+
+    def without(self, positions: Int64) -> ByUser:
+        """All events but few, at these positions, rising."""
+        if len(positions) == 0:
+            return self
+        return self._with(self.begins - positions.searchsorted(self.begins), np.delete(self.times, positions))
+
+    def between(self, first_user: int, last_user: int) -> ByUser:
+        """The events of the users from one to another, both included."""
+        begin = int(self.users.searchsorted(first_user, side="left"))
+        end = int(self.users.searchsorted(last_user, side="right"))
+        if begin == 0 and end == len(self.users):
+            return self
+        first, behind = np.append(self.begins, len(self.times))[[begin, end]].tolist()
+        return ByUser(self.users[begin:end], self.begins[begin:end] - first, self.times[first:behind])
+
+    def _with(self, begins: Int64, times: Int64) -> ByUser:
+        """Of the same users, whose events now begin there: without those who have none."""
+        kept = np.flatnonzero(np.diff(begins, append=len(times)))
+        return ByUser(self.users[kept], begins[kept], times)
 
 
 def changes(values: Int64) -> Int64:

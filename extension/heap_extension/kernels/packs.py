@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from heap_extension.kernels.events import Events, Int64, OnPages, nothing
+from heap_extension.kernels.events import ByUser, Events, Int64, OnPages, changes, nothing
 from heap_extension.kernels.page_stamps import Database, changing_pages, page_stamps
 
 __all__ = ["PACK_ROWS", "Packs", "condition_digest", "decoded", "encoded", "make_pack"]
@@ -236,30 +236,55 @@ class Packs:
         self, condition: str, table: str, first_user: int, last_user: int, *, with_pages: bool = False
     ) -> Events:
         """What a usable pack has of these users."""
-        key = [condition_digest(condition), _relation(table), first_user, last_user]
+        asked = condition, table, first_user, last_user
+        parts = self._parts(*asked, f"users, counts, times{', pages' if with_pages else ''}")
+        if not parts:
+            return nothing()
+        users, times = _decoded_users(parts), _decoded_parts(parts, "times")
+        found = Events(users, times, lambda: _decoded_parts(self._parts(*asked, "event_ids"), "event_ids"))
+        if with_pages:
+            found.pages = OnPages.of(_decoded_parts(parts, "pages"))
+        begin, end = users.searchsorted(first_user, side="left"), users.searchsorted(last_user, side="right")
+        return found if begin == 0 and end == len(users) else found.between(int(begin), int(end))
 
-        def read(columns: str) -> list[Mapping[str, Any]]:
-            query = (
-                f"SELECT events, {columns} FROM {self._table} WHERE condition = $1 AND relation = $2"
-                " AND last_user >= $3 AND first_user <= $4 ORDER BY part"
-            )
-            return list(self._run(query, ["text", "text", "int8", "int8"], key))
+    def by_user(
+        self, condition: str, table: str, first_user: int, last_user: int, without: Int64 | None = None
+    ) -> ByUser:
+        """As `events`, of which the users are not wanted one by one.
 
+        Args:
+            without: int64[n, 2]: ranges of pages whose events are left out.
+        """
+        columns = f"users, counts, times{'' if without is None else ', pages'}"
+        parts = self._parts(condition, table, first_user, last_user, columns)
+        if not parts:
+            return ByUser.of(nothing())
+        users, counts = (np.concatenate([decoded(part[name]) for part in parts]) for name in ("users", "counts"))
+        new = changes(users)  # a user whose events do not fit into one part is in two of them
+        users, counts = users[new], np.add.reduceat(counts, new)
+        ends = np.cumsum(counts)
+        found = ByUser(users, ends - counts, _decoded_parts(parts, "times"))
+        if without is not None:
+            found = found.without(OnPages.of(_decoded_parts(parts, "pages")).inside(without))
+        return found.between(first_user, last_user)
+
+    def _parts(
+        self, condition: str, table: str, first_user: int, last_user: int, columns: str
+    ) -> list[Mapping[str, Any]]:
+        """The parts of a usable pack that have events of these users, with these columns."""
         parts = [
             part
             for part in self._found[condition, table]
             if part["events"] and part["last_user"] >= first_user and part["first_user"] <= last_user
         ]
-        if not parts:
-            return nothing()
-        if with_pages or any(part["events"] > _INLINE for part in parts):
-            parts = read(f"users, counts, times{', pages' if with_pages else ''}")
-        users, times = _decoded_users(parts), _decoded_parts(parts, "times")
-        found = Events(users, times, lambda: _decoded_parts(read("event_ids"), "event_ids"))
-        if with_pages:
-            found.pages = OnPages.of(_decoded_parts(parts, "pages"))
-        begin, end = users.searchsorted(first_user, side="left"), users.searchsorted(last_user, side="right")
-        return found if begin == 0 and end == len(users) else found.between(int(begin), int(end))
+        if columns == "users, counts, times" and all(part["events"] <= _INLINE for part in parts):
+            return parts
+        query = (
+            f"SELECT events, {columns} FROM {self._table} WHERE condition = $1 AND relation = $2"
+            " AND last_user >= $3 AND first_user <= $4 ORDER BY part"
+        )
+        key = [condition_digest(condition), _relation(table), first_user, last_user]
+        return list(self._run(query, ["text", "text", "int8", "int8"], key)) if parts else []
 
 
 def _relation(table: str) -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from heap_extension.kernels.events import Events, Int64
+from heap_extension.kernels.events import ByUser, Events, Int64
 from heap_extension.kernels.shard import NULL, Query, Shard
 
 __all__ = ["Coded", "Population", "PopulationAsked", "coded", "combined"]
@@ -67,6 +67,13 @@ class Population:
     def members(self, events: Events) -> Events:
         """The events of users that count."""
         return events if self._users is None else events.at(np.flatnonzero(self.counts(events.users)))
+
+    def members_by_user(self, events: ByUser) -> ByUser:
+        """As `members`."""
+        if self._users is None:
+            return events
+        lengths = np.diff(events.begins, append=len(events.times))
+        return events.at(np.flatnonzero(np.repeat(self.counts(events.users), lengths)))
 
     def counts(self, users: Int64) -> npt.NDArray[np.bool_]:
         """Which of the users count."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
-from heap_extension.kernels.events import Events, Int64, changes, joined, nothing, replaced, united
+from heap_extension.kernels.events import ByUser, Events, Int64, changes, joined, nothing, replaced, united
 from heap_extension.kernels.kept_events import MAX_BYTES, Key, ReadDifferentlyError, kept_events
 from heap_extension.kernels.packs import Packs
 
@@ -400,6 +400,33 @@ class Shard:
             return []
         return self._runs_of(selection["scans"][0], selection, users)
 
+    def by_user(self, selection: Selection, users: Users | Periods | None = None) -> Iterator[ByUser]:
+        """As `runs`, of which the users are not wanted one by one; two runs may have instants in common, but no event.
+
+        Args:
+            users: whose; None for everybody's.
+        """
+        if len(selection["scans"]) > 1 or selection["first_since"] is not None or not isinstance(users, Between):
+            yield from map(ByUser.of, self.runs(selection, users))
+            return
+        (scan,) = selection["scans"]
+        condition = self._text(scan["where"])
+        parts, _ = self._filled(scan, selection)
+        packed = self._usable_packs(parts, scan, selection)
+        for part in parts:
+            settled = self._settled_of([part], scan, selection)
+            if part.table in packed:
+                found = self._packs_beside().by_user(condition, part.table, *users)
+            elif settled is not None:
+                found = self._packs_beside().by_user(condition, part.table, *users, without=settled.ranges)
+                yield ByUser.of(_within(_between(settled.matching[condition], users), part, selection, None))
+            else:
+                found = ByUser.of(self._run(part, scan, selection, users))
+            if not part.is_inside(selection):
+                there = (found.times >= selection["start"]) & (found.times < selection["end"])
+                found = found.at(np.flatnonzero(there))
+            yield found
+
     def grouped(
         self, selection: Selection, by: Sequence[str], aggregates: Sequence[str], users: Users | Periods | None = None
     ) -> tuple[list[Int64], list[list[bytes]]]:
@@ -496,10 +523,7 @@ class Shard:
         return joined(runs) if runs else nothing(len(selection["values"]))
 
     def _runs_of(self, scan: Scan, selection: Selection, users: Users | Periods | None) -> list[Events]:
-        parts = self._parts(scan, selection)
-        stamps = self._stamps_of(parts, scan, selection)
-        parts = [part for part in parts if stamps.get(part.table) != _NO_PAGES]
-        stamps = {table: stamp for table, stamp in stamps.items() if stamp != _NO_PAGES}
+        parts, stamps = self._filled(scan, selection)
         if isinstance(users, Between):
             return self._read(parts, scan, selection, users)
         settled = self._settled_of(parts, scan, selection)
@@ -529,6 +553,13 @@ class Shard:
             events = self._now(events, read, settled, scan, selection, users)
         changing = [part for part in parts if part.table not in stamps]
         return [events, *self._read(changing, scan, selection, users)]
+
+    def _filled(self, scan: Scan, selection: Selection) -> tuple[list[_Part], dict[str, bytes]]:
+        """What to read for a scan, without what has no pages, and the stamps of those that have one."""
+        parts = self._parts(scan, selection)
+        stamps = self._stamps_of(parts, scan, selection)
+        parts = [part for part in parts if stamps.get(part.table) != _NO_PAGES]
+        return parts, {table: stamp for table, stamp in stamps.items() if stamp != _NO_PAGES}
 
     def _now(
         self,
@@ -682,8 +713,7 @@ class Shard:
         first, last = users if isinstance(users, Between) else (_LEAST, _GREATEST)
         rows = settled.matching[self._text(scan["where"])]
         if isinstance(users, Between):
-            begin, behind = rows.users.searchsorted(first, "left"), rows.users.searchsorted(last, "right")
-            rows = rows.between(int(begin), int(behind))
+            rows = _between(rows, users)
         elif users is not None and _are_few(users, part, selection, settled.sizes[self._text(scan["where"])]):
             return None
         events = settled.updated(self._settled_events(settled, scan, first, last), rows)
@@ -927,6 +957,12 @@ def _within(events: Events, part: _Part, selection: Selection, users: Users | Pe
     if not part.is_inside(selection):
         events = events.at(np.flatnonzero((events.times >= selection["start"]) & (events.times < selection["end"])))
     return events if users is None or isinstance(users, Between) else events.of_few(_listed(users))
+
+
+def _between(events: Events, users: Between) -> Events:
+    """The events of these users."""
+    begin, behind = events.users.searchsorted(users.first, "left"), events.users.searchsorted(users.last, "right")
+    return events.between(int(begin), int(behind))
 
 
 def _times(selection: Selection) -> list[_Parameter]:
