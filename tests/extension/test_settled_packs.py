@@ -252,8 +252,9 @@ def test_each_hour_packs_are_made_anew(going: str) -> None:
 def _give_to_first_users(connection: psycopg.Connection[Any]) -> None:
     """Makes the large packs say that all of their events are of their first users."""
     large = "FROM going.packs WHERE events > 1000"
-    for place, first_user, events in connection.execute(f"SELECT place, first_user, events {large}").fetchall():
+    key = "condition, relation, part, place"
+    for first_user, events, *where in connection.execute(f"SELECT first_user, events, {key} {large}").fetchall():
         connection.execute(
-            "UPDATE going.packs SET users = %s, counts = %s WHERE events > 1000 AND (place, first_user) = (%s, %s)",
-            (encoded(np.array([first_user])), encoded(np.array([events])), place, first_user),
+            f"UPDATE going.packs SET users = %s, counts = %s WHERE ({key}) = (%s, %s, %s, %s)",
+            (encoded(np.array([first_user])), encoded(np.array([events])), *where),
         )
