@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from heap_extension.maintain.execute import execute
 from heap_extension.maintain.nodes import connect_node
 from heap_extension.maintain.work import Kind, PackRow, Wanted, pack_work
 from tests import oracle
+from tests.waiting import until
 
 _WINDOW = timedelta(days=25)
 _START, _END = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)
@@ -230,17 +232,21 @@ def test_each_hour_packs_are_made_anew(going: str) -> None:
         try:
             passes()
             assert {(row.state, row.goes_on) for row in _health(connection)} == {("valid", True)}
-            _insert(
-                connection, {(4, _TIMES[3], number): "/d" for number in range(1000)}
-            )  # pages of their own among them
-            maintainer._packs_at = 0.0
-            connection.execute("SELECT pg_sleep(1.1)")
-            done = passes()
-            assert "settle" in done
-            assert "pack A" in done
+            numbers = count()
+
+            def written_and_packed() -> bool:
+                rows = {(4, _TIMES[3], number): "/d" for number in islice(numbers, 1000)}
+                _insert(connection, rows)  # pages of their own among them
+                maintainer._packs_at = 0.0
+                connection.execute("SELECT pg_sleep(1.1)")
+                done = passes()
+                assert "settle" in done
+                return "pack A" in done
+
+            until(written_and_packed)  # not while an autovacuum is in the way
             assert {row.state for row in _health(connection)} == {"valid"}
             connection.execute("UPDATE heap.settings SET pack_every = '1 hour'")
-            _insert(connection, {(4, _TIMES[3], 1000): "/a"})
+            _insert(connection, {(4, _TIMES[3], next(numbers)): "/a"})
             maintainer._packs_at = 0.0
             assert passes() == []
             connection.execute("UPDATE heap.settings SET pack_every = NULL")
