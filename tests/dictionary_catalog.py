@@ -17,6 +17,7 @@ class DictionaryCatalog:
     now = datetime(2026, 6, 17, 12, tzinfo=UTC)
     is_distributed = True
     shards = 0
+    has_packs = False
     strategy: Strategy = "auto"
     merging: MergingUsers | None = None
     without_gates: frozenset[str] = frozenset()

@@ -29,6 +29,13 @@ class Alternative:
     matching_events: int | None = None
     first_after: FirstAfter | None = None
 
+    @property
+    def whole(self) -> str | None:
+        """The defined event that this is, or "any" for every event; None where more is asked than that."""
+        if not self.conditions and self.first_after is None:
+            return EVERY_EVENT.name
+        return self.definition if self.exact else None
+
 
 @dataclass(frozen=True, slots=True)
 class BoundEvent:

@@ -66,6 +66,10 @@ class Catalog(Protocol):
         """On how many shards kernels can run; 0 when they cannot, or must not, and SQL serves everything."""
 
     @property
+    def has_packs(self) -> bool:
+        """Whether kernels may find events in packs, which say faster how many there are than PostgreSQL counts them."""
+
+    @property
     def strategy(self) -> Strategy:
         """The strategy that was asked for."""
 

@@ -189,6 +189,8 @@ def test_explain_says_in_how_many_partitions_packs_are_read(asked: psycopg.Conne
     "statement",
     [
         "trend users of any, count of any by day from '2026-01-05' to '2026-02-05'",
+        "trend count of any by week from '2026-01-05' to '2026-02-05'",
+        'trend count of "A", count of ("A" or "B") from \'2026-01-05\' to \'2026-02-28\' group by user.plan',
         'trend users of "A", count of ("B" or "C") by day from \'2026-01-05\' to \'2026-02-05\'',
         "retention from \"A\" to \"C\" by week from '2026-01-05' to '2026-02-20'",
         "time from \"A\" to \"B\" within 30 days from '2026-01-01' to '2026-02-28'",

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from sqlglot import exp
 
-from heap_compiler.bound import EVERY_EVENT, Alternative, BoundEvent, GroupKey
+from heap_compiler.bound import BoundEvent, GroupKey
 from heap_compiler.groups import group_columns, user_values
 from heap_compiler.ranges import TimeRange
 from heap_compiler.scan import EVENT_ORDER, matching, scans
@@ -105,13 +105,6 @@ def kernel_column(name: str, index: int | None = None, kernel: str = "kernel") -
     return value if index is None else exp.Bracket(this=value, expressions=[number(index)], offset=1)
 
 
-def _whole(alternative: Alternative) -> str | None:
-    """The defined event that this is, or "any" for every event; None where more is asked than that."""
-    if not alternative.conditions and alternative.first_after is None:
-        return EVERY_EVENT.name
-    return alternative.definition if alternative.exact else None
-
-
 def instants(times: Iterable[datetime]) -> list[int]:
     """The times as kernels count them: in microseconds since 2000."""
     return [microseconds(time - _EPOCH) for time in times]
@@ -166,7 +159,7 @@ class Reads:
         scanned: list[dict[str, object]] = []
         for alternative in event.alternatives:
             where = self.parts(all_of(matching(self.schema, alternative, read, alias=alias, extra=extra)))
-            definition = None if extra else _whole(alternative)
+            definition = None if extra else alternative.whole
             scanned.append({"alias": alias, "where": where, "definition": definition})
             if definition is not None and not values:
                 self.packable.append(Packable(alias, "".join(where)))

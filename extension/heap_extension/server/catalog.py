@@ -307,6 +307,20 @@ class DatabaseCatalog:
         """On how many shards kernels can run. They read what is stored, so on none while users are being merged."""
         return self.app.shards if self.merging is None else 0
 
+    @cached_property
+    def has_packs(self) -> bool:
+        """Whether kernels may find events in packs. On Citus they are beside the shards, where it would take long to
+        look: SQL counts no faster there without them, on all shards at once."""
+        if self.app.in_citus:
+            return True
+        (row,) = rows(
+            self.database,
+            "SELECT pg_catalog.pg_relation_size(pg_catalog.to_regclass(pg_catalog.quote_ident($1) || '.packs')) > 0"
+            " AS has_packs",
+            app=self.app.name,
+        )
+        return bool(row["has_packs"])
+
     def segment(self, name: str) -> Segment | None:
         found = self.segments.get(name)
         return None if found is None else Segment(found.definition, found.list_table)

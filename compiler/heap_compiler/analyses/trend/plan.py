@@ -14,8 +14,9 @@ from sqlglot import exp
 from heap_compiler import syntax
 from heap_compiler.bind import Binder
 from heap_compiler.bound import BoundEvent, Choice, GroupKey
+from heap_compiler.catalog import Catalog
 from heap_compiler.errors import HeapError
-from heap_compiler.passes.choose_strategy import choose_counting
+from heap_compiler.passes.choose_strategy import COUNTING_COST, NUMBER_COST, choose_counting
 from heap_compiler.predicates import number_of
 from heap_compiler.ranges import TimeRange, bucket_starts, is_shorter, trailing_starts
 from heap_compiler.sequence import counted
@@ -106,6 +107,7 @@ class TrendPlan:
     """A bound trend. The first of `periods` is the statement's own, a second one the one before it to compare with.
 
     `window` says what a bucket's value covers: the bucket (None), the trailing units, or all from the range's start.
+    `countable` are the measures that kernels can count, those of the same events together.
     """
 
     schema: str
@@ -116,6 +118,7 @@ class TrendPlan:
     group_keys: tuple[GroupKey, ...]
     top: int | None
     with_total: bool
+    countable: tuple[tuple[TrendMeasure, ...], ...]
     choice: Choice
 
     @property
@@ -126,11 +129,12 @@ class TrendPlan:
     @property
     def of_kernels(self) -> tuple[tuple[TrendMeasure, ...], ...]:
         """The measures that kernels count, those of the same events together."""
-        return tuple(_countable(self.measures)) if self.choice.vector else ()
+        return self.countable if self.choice.vector else ()
 
 
-def _countable(measures: Iterable[TrendMeasure]) -> Iterator[tuple[TrendMeasure, ...]]:
-    """What kernels count together: users of the same events, with their number. That alone is SQL's."""
+def _countable(measures: Iterable[TrendMeasure], catalog: Catalog) -> Iterator[tuple[TrendMeasure, ...]]:
+    """What kernels count together: users of the same events, with their number. That alone is SQL's, which several
+    processes count, unless there are packs."""
     by_event: list[list[TrendMeasure]] = []
     for measure in measures:
         if measure.function in {"count", "users"} and measure.over_users is None:
@@ -140,7 +144,15 @@ def _countable(measures: Iterable[TrendMeasure]) -> Iterator[tuple[TrendMeasure,
                 by_event.append([measure])
             else:
                 known.append(measure)
-    return (tuple(some) for some in by_event if any(measure.function == "users" for measure in some))
+    return (tuple(some) for some in by_event if _of_users(some) or (_is_packable(some[0]) and catalog.has_packs))
+
+
+def _of_users(measures: Iterable[TrendMeasure]) -> bool:
+    return any(measure.function == "users" for measure in measures)
+
+
+def _is_packable(measure: TrendMeasure) -> bool:
+    return all(alternative.whole is not None for alternative in measure.event.alternatives)
 
 
 _MAX_SERIES = 50
@@ -166,12 +178,13 @@ def bind_trend(statement: syntax.AnalysisStatement, binder: Binder) -> TrendPlan
     rolling, cumulative = binder.clause(syntax.Rolling), binder.clause(syntax.Cumulative)
     if rolling is not None and cumulative is not None:
         raise HeapError("a trend is rolling or cumulative, not both", max(rolling.span, cumulative.span))
-    groups = list(_countable(measures))
+    countable = tuple(_countable(measures, binder.catalog))
     plain = rolling is None and cumulative is None and binder.top is None and not binder.with_total
     by_user = all(
         key.of_user for key in binder.group_keys
     )  # values of events are read from the table, best in no order
-    events = [group[0].event for group in groups]
+    events = [together[0].event for together in countable]
+    cost = COUNTING_COST if any(map(_of_users, countable)) else NUMBER_COST
     return TrendPlan(
         schema=binder.catalog.schema,
         series=series,
@@ -181,7 +194,8 @@ def bind_trend(statement: syntax.AnalysisStatement, binder: Binder) -> TrendPlan
         group_keys=binder.group_keys,
         top=binder.top,
         with_total=binder.with_total,
-        choice=choose_counting(events, binder.catalog, known=plain and by_user and bool(events)),
+        countable=countable,
+        choice=choose_counting(events, binder.catalog, known=plain and by_user and bool(events), cost=cost),
     )
 
 
