@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psycopg
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import class_row
 
 from heap_compiler.strategies.kernels import SLICE
-from heap_extension.kernels.packs import decoded
+from heap_extension.kernels.packs import decoded, encoded
 from heap_extension.maintain import Maintainer
 from heap_extension.maintain.execute import execute
 from heap_extension.maintain.nodes import connect_node
@@ -368,6 +369,29 @@ def test_packs_have_events_in_many_parts(packed: str, asked: psycopg.Connection[
                 asked.execute("SET LOCAL heap.strategy = 'merge'")
                 (query,) = asked.execute("SELECT heap.sql(%s)", (statement,)).fetchone() or ("",)
                 assert sorted(in_slices, key=str) == sorted(asked.execute(query).fetchall(), key=str), statement
+
+
+def test_who_looks_up_again_and_again_reads_the_pack(packed: str, asked: psycopg.Connection[Any]) -> None:
+    asked.execute("INSERT INTO packed.events (user_id, time, event_id, type, path) SELECT 1000000, '2026-01-30'::timestamptz"
+                  " + make_interval(secs => n), n, 'pageview', '/b' FROM generate_series(1, 60000) AS n")  # fmt: skip
+    _insert(
+        asked, [(user, _TIMES[4], 1_000, "/b") for user in range(1_000_000, 1_000_040)]
+    )  # the other month has a pack
+    _pack(packed)
+    for place, condition, events in asked.execute(
+        "SELECT place, condition, events FROM packed.packs WHERE events > 1000"
+    ):
+        asked.execute(
+            "UPDATE packed.packs SET users = %s, counts = %s WHERE (place, condition) = (%s, %s) AND events > 1000",
+            (encoded(np.array([1_000_000])), encoded(np.array([events])), place, condition),
+        )
+    with _connect(packed) as session:
+        found = [_users(session) for _ in range(8)]
+        assert found[0] == [40, 40, 40], "few are looked up in the index"
+        assert found[-1][1] < 40, "all is read from the pack, which the test made wrong"
+        assert sorted(found, reverse=True) == found, "and is kept"
+        _insert(asked, [(5, _TIMES[2], 1_000, "/z")])
+        assert _users(session) == [40, 40, 40]
 
 
 def test_a_month_of_which_little_went_is_packed_again(packed: str, asked: psycopg.Connection[Any]) -> None:
