@@ -156,8 +156,8 @@ def _faster(tier: str, than: str, bound: float, why: str = "") -> Goal:
 _FIXED_COSTS = (
     "asked again and again such a call takes 2 ms (steps of 0.1 %: 4.5): a quarter proves that nothing changed"
     " (partitions, rights, stamps), a sixth reads the month that is written to, a third are fixed costs of numpy and"
-    " Python for chains and totals, the rest PL/pgSQL and the executor; with other systems in between, whose data take the"
-    " processor's caches, half as much again or twice that; less needs compiled code"
+    " Python for chains and totals, the rest PL/pgSQL and the executor; with other systems in between, whose data take"
+    " the caches, half as much again or twice that; less needs compiled code"
 )
 
 GOALS: tuple[Goal, ...] = (
