@@ -199,11 +199,12 @@ class Heap:
     def settings(self) -> str:
         with psycopg.connect(self.dsn) as connection:
             names = [line.split(" = ")[0] for line in _SETTINGS.strip().splitlines()]
-            found = [(name, connection.execute(f"SHOW {name}").fetchone()) for name in (*names, "jit")]
+            asked = "SELECT name, current_setting(name, true) FROM unnest(%s::text[]) AS asked (name)"
+            found = connection.execute(asked, ([*names, "jit"],)).fetchall()
             (version,) = connection.execute("SHOW server_version").fetchone() or ("",)
             citus = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'citus'").fetchone()
         on = f" with Citus {citus[0]}, {self.workers} workers, {self.workers} shards" if citus else ""
-        set_to = ", ".join(f"{name} = {value[0]}" for name, value in found if value)
+        set_to = ", ".join(f"{name} = {value}" for name, value in found if value)
         covered = "".join(f'; {column} covered for "{event}"' for event, column in GROUPED.items())
         return f"PostgreSQL {version}{on}; {set_to}{covered}"
 
