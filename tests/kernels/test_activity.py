@@ -45,7 +45,7 @@ def _counted(counts: activity.Counts) -> dict[tuple[int, int], list[int]]:
 
 def _active(rows: list[Row], grouped: str) -> activity.Activity:
     users, times, groups = (_array([row[at] for row in rows]) for at in range(3))
-    buckets = activity.bucket_numbers(times, _array(_BOUNDS))
+    buckets = activity.Buckets(_array(_BOUNDS)).of(times)
     if grouped == "of users":
         groups = users % 2
     return activity.active(users, buckets, groups if grouped else None, of_events=grouped == "of events")
@@ -67,22 +67,24 @@ def _units(rows: list[Row], grouped: str) -> dict[tuple[int, int], list[int]]:
 )
 def test_a_bucket_begins_with_its_bound(times: list[int], bounds: list[int]) -> None:
     times = [*times, *bounds, *(bound - 1 for bound in bounds)]
-    found = activity.bucket_numbers(_array(times), _array(bounds))
+    found = activity.Buckets(_array(bounds)).of(_array(times))
     assert found.tolist() == [bisect_right(bounds, time) for time in times]
 
 
 @settings(max_examples=200)
 @given(rows=_rows(), data=st.data())
 def test_runs_are_counted_as_what_they_are_of(rows: list[Row], data: st.DataObject) -> None:
-    users, buckets = (
-        _array([row[0] for row in rows]),
-        activity.bucket_numbers(_array([row[1] for row in rows]), _array(_BOUNDS)),
-    )
+    users, times = _array([row[0] for row in rows]), _array([row[1] for row in rows])
     of_run = _array([data.draw(st.integers(0, 2)) for _ in rows])
-    parts = [ByUser.of(Events(users[of_run == run], buckets[of_run == run], lambda: users)) for run in range(3)]
-    runs = [(part.users, part.begins, part.times) for part in parts]
-    whole = activity.trend(buckets, None, activity.active(users, buckets))
-    assert _counted(activity.trend_of_runs(runs)) == _counted(whole)
+    runs = [ByUser.of(Events(users[of_run == run], times[of_run == run], lambda: users)) for run in range(3)]
+    buckets = activity.Buckets(_array(_BOUNDS))
+    whole = activity.trend(buckets.of(times), None, activity.active(users, buckets.of(times)))
+    in_blocks = [list(run.blocks(data.draw(st.integers(1, 5)))) for run in runs]
+    for blocks in in_blocks:
+        for at in range(len(blocks) - 1, -1, -1):  # some end amid a user's events, as parts of packs do
+            cut = data.draw(st.integers(0, len(blocks[at].times)))
+            blocks[at : at + 1] = [blocks[at].at(np.arange(cut)), blocks[at].at(np.arange(cut, len(blocks[at].times)))]
+    assert _counted(activity.trend_of_runs(in_blocks, buckets)) == _counted(whole)
 
 
 @given(rows=_rows(), grouped=st.sampled_from(["", "of users", "of events"]))
@@ -93,7 +95,7 @@ def test_activity_is_counted_as_sets_are(rows: list[Row], grouped: str) -> None:
     )
     users = Counter((bucket, group) for (_, group), buckets in units.items() for bucket in buckets)
     groups = {"": None, "of users": _array([row[0] % 2 for row in rows]), "of events": _array([row[2] for row in rows])}
-    buckets = activity.bucket_numbers(_array([row[1] for row in rows]), _array(_BOUNDS))
+    buckets = activity.Buckets(_array(_BOUNDS)).of(_array([row[1] for row in rows]))
     assert _counted(activity.trend(buckets, groups[grouped], found)) == {
         key: [count, users[key]] for key, count in events.items()
     }
@@ -166,10 +168,10 @@ def test_retention_is_that_of_every_user_by_themselves(
     follow = activity.Follow(firsts, ends[-1], window, at_least, counting)  # type: ignore[arg-type]
     users, times, groups = (_array([row[at] for row in starting]) for at in range(3))
     bounds = _array(_BOUNDS)
-    begun = activity.cohorts(users, times, activity.bucket_numbers(times, bounds), recurring=recurring)
+    begun = activity.cohorts(users, times, activity.Buckets(bounds).of(times), recurring=recurring)
     back_users, back_times, _ = (_array([row[at] for row in returns]) for at in range(3))
     found = activity.retention(
-        begun, groups[begun.positions], back_users, back_times, activity.bucket_numbers(back_times, bounds), follow
+        begun, groups[begun.positions], back_users, back_times, activity.Buckets(bounds).of(back_times), follow
     )
     starts = []
     for _, own in groupby(starting, key=lambda row: (row[0], _bucket(row[1]) if recurring else 0)):

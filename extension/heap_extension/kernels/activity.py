@@ -15,10 +15,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from heap_extension.kernels.events import Int64
+from heap_extension.kernels.events import ByUser, Int64
 
 __all__ = [
-    "Activity", "Cells", "Cohorts", "Counts", "Follow", "active", "bucket_numbers", "cohorts", "differs", "lifecycle",
+    "Activity", "Buckets", "Cells", "Cohorts", "Counts", "Follow", "active", "cohorts", "differs", "lifecycle",
     "numbered_cells", "retention", "stickiness", "trend", "trend_of_runs",
 ]  # fmt: skip
 
@@ -57,32 +57,40 @@ class Activity:
     groups: Int64 | None
 
 
-def bucket_numbers(times: Int64, bounds: Int64) -> Int64:
-    """The bucket of each time: 1 for the first of the bounds, 0 for anything earlier.
+class Buckets:
+    """Finds the bucket of times: 1 for the first of the bounds, 0 for anything earlier.
 
     The bounds of calendar units are whole hours, or at least quarters, apart. Their common measure divides the time
     into cells, each inside one bucket: a division and a look into a table instead of a search.
 
     Args:
-        times: int64[n], microseconds.
         bounds: int64[b], rising.
     """
-    if len(bounds) == 0 or len(times) == 0:
-        return np.zeros(len(times), np.int64)
-    first, last = int(bounds[0]), int(bounds[-1])
-    cell = gcd(*(bounds - first).tolist()) or 1
-    count = (last - first) // cell + 1
-    if count > _MAX_TABLE or count > 8 * len(times):
-        return np.searchsorted(bounds, times, side="right")
-    cells = times - (first - cell)
-    cells //= cell
-    np.clip(cells, 0, count, out=cells)
-    if count == len(bounds):  # each cell is a bucket
-        return cells
-    table = np.zeros(count + 1, np.int64)  # cell 0 lies before the first bound
-    table[(bounds - first) // cell + 1] = 1
-    np.cumsum(table, out=table)
-    return table[cells]
+
+    def __init__(self, bounds: Int64) -> None:
+        self._bounds = bounds
+        self._first, last = (int(bounds[0]), int(bounds[-1])) if len(bounds) else (0, 0)
+        self._cell = gcd(*(bounds - self._first).tolist()) or 1
+        self._count = (last - self._first) // self._cell + 1
+        self._table: Int64 | None = None
+        if len(bounds) < self._count <= _MAX_TABLE:
+            self._table = np.zeros(self._count + 1, np.int64)  # cell 0 lies before the first bound
+            self._table[(bounds - self._first) // self._cell + 1] = 1
+            np.cumsum(self._table, out=self._table)
+
+    def of(self, times: Int64) -> Int64:
+        """The bucket of each time: int64[n].
+
+        Args:
+            times: int64[n], microseconds.
+        """
+        if len(self._bounds) == 0 or self._count > _MAX_TABLE:
+            return np.searchsorted(self._bounds, times, side="right")
+        cells = times - (self._first - self._cell)
+        cells //= self._cell
+        np.minimum(cells, self._count, out=cells)
+        np.maximum(cells, 0, out=cells)
+        return cells if self._table is None else self._table[cells]
 
 
 def active(users: Int64, buckets: Int64, groups: Int64 | None = None, *, of_events: bool = False) -> Activity:
@@ -110,25 +118,30 @@ def trend(buckets: Int64, groups: Int64 | None, activity: Activity) -> Counts:
     return _counts(cells, [np.bincount(places, minlength=len(cells.buckets)), users])
 
 
-def trend_of_runs(runs: Iterable[tuple[Int64, Int64, Int64]]) -> Counts:
+def trend_of_runs(runs: Iterable[Iterable[ByUser]], buckets_of: Buckets) -> Counts:
     """As `trend` without groups, of events that were read in runs: these need no common order.
 
     Args:
-        runs: of each int64[m], int64[m], int64[n]: its users, rising, where the events of each begin, and the buckets
-            of these, not falling within a user.
+        runs: each in blocks; the last user of one may be the first of the next, where they are in no earlier bucket.
     """
     events = users = in_runs = np.zeros(1, np.int64)
     firsts: list[tuple[Int64, Int64, Int64, Int64]] = []
-    for of_run, begins, buckets in runs:
-        here = np.bincount(buckets, minlength=len(events))
-        new = differs(buckets)
-        new[begins] = True
-        at = np.flatnonzero(new)
-        firsts.append((of_run, begins, at, buckets[at]))
-        there = np.bincount(firsts[-1][-1], minlength=len(here))
-        events, users, in_runs = (
-            _added(one, other) for one, other in ((events, here), (users, there), (in_runs, here > 0))
-        )
+    for run in runs:
+        here, last = np.zeros(1, np.int64), None
+        for block in run:
+            if len(block.times) == 0:
+                continue
+            buckets = buckets_of.of(block.times)
+            new = differs(buckets)
+            new[block.begins] = True
+            new[0] = last != (block.users[0], buckets[0])
+            last = block.users[-1], buckets[-1]
+            at = np.flatnonzero(new)
+            firsts.append((block.users, block.begins, at, buckets[at]))
+            here = _added(here, np.bincount(buckets))
+            users = _added(users, np.bincount(firsts[-1][-1]))
+        events, in_runs = _added(events, here), _added(in_runs, here > 0)
+    users = _added(users, np.zeros(len(events), np.int64))
     shared = in_runs > 1
     if shared.any():  # a user counts once
         found: list[tuple[Int64, Int64]] = []

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from heap_extension.kernels.events import Events, Int64, changes
+from heap_extension.kernels.events import BLOCK, Events, Int64, changes
 
 __all__ = ["MAX_LINE", "Chains", "Reached", "Runs", "blocks", "continued", "entered", "furthest", "together"]
 
@@ -28,9 +28,6 @@ Runs = Sequence[Events]
 
 MAX_LINE = 2**61
 """Longest line of integers; blocks of users are made so that theirs is no longer. One bit is left to tell steps."""
-
-BLOCK = 65_536
-"""Events of step 1 in a block, about: an array of them takes 512 kB."""
 
 _RARE = 16
 """What is so much fewer than what it is looked for in is searched; else the two are merged."""

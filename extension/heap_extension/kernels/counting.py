@@ -10,7 +10,7 @@ import numpy as np
 
 from heap_extension.kernels import activity
 from heap_extension.kernels.activity import Counts, Follow
-from heap_extension.kernels.events import ByUser, Events, Int64
+from heap_extension.kernels.events import Events, Int64
 from heap_extension.kernels.population import Coded, Population, PopulationAsked
 from heap_extension.kernels.shard import Database, Selection, Shard, Users
 from heap_extension.kernels.totals import Totals, added_up
@@ -75,7 +75,7 @@ class _Counting:
         self._shard = shard
         self._asked = asked
         self._population = Population(shard, asked)
-        self._bounds = np.array(asked["bounds"], np.int64)
+        self._buckets = activity.Buckets(np.array(asked["bounds"], np.int64))
         shard.expect(asked["events"])
 
     def counts(self) -> Iterator[tuple[Counts, Coded | None]]:
@@ -83,11 +83,12 @@ class _Counting:
         asked = self._asked
         for users in self._shard.slices_of(asked["events"], asked["slice"]):
             if asked["analysis"] == "trend" and not self._population.has_groups:
-                runs = map(self._population.members_by_user, self._shard.by_user(asked["events"][0], users))
-                yield activity.trend_of_runs(map(self._in_buckets, runs)), None
+                runs = self._shard.by_user(asked["events"][0], users)
+                members = (map(self._population.members_by_user, run) for run in runs)
+                yield activity.trend_of_runs(members, self._buckets), None
                 continue
             events = self._population.members(self._shard.events(asked["events"][0], users))
-            buckets = activity.bucket_numbers(events.times, self._bounds)
+            buckets = self._buckets.of(events.times)
             if asked["follow"] is not None:
                 yield self._retention(events, buckets, asked["follow"], users)
                 continue
@@ -102,9 +103,6 @@ class _Counting:
                 case "stickiness":
                     yield activity.stickiness(active), groups
 
-    def _in_buckets(self, events: ByUser) -> tuple[Int64, Int64, Int64]:
-        return events.users, events.begins, activity.bucket_numbers(events.times, self._bounds)
-
     def _retention(
         self, events: Events, buckets: Int64, asked: _FollowAsked, users: Users | None
     ) -> tuple[Counts, Coded | None]:
@@ -113,5 +111,5 @@ class _Counting:
         back = self._shard.events(self._asked["events"][1], users)
         follow = Follow(asked["firsts"], asked["last"], asked["window"], asked["at_least"], asked["counting"])
         codes = None if groups is None else groups.codes
-        return_buckets = activity.bucket_numbers(back.times, self._bounds)
+        return_buckets = self._buckets.of(back.times)
         return activity.retention(starts, codes, back.users, back.times, return_buckets, follow), groups

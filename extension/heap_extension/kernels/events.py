@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ByUser", "Events", "Int64", "OnPages", "changes", "in_order", "joined", "nothing", "replaced", "united"]
+__all__ = [
+    "BLOCK",
+    "ByUser",
+    "Events",
+    "Int64",
+    "OnPages",
+    "changes",
+    "in_order",
+    "joined",
+    "nothing",
+    "replaced",
+    "united",
+]
+
+BLOCK = 65_536
+"""Events whose arrays fit into a processor's cache: each takes 512 kB."""
 
 Int64 = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
@@ -152,6 +167,14 @@ class ByUser(NamedTuple):
             return self
         first, behind = np.append(self.begins, len(self.times))[[begin, end]].tolist()
         return ByUser(self.users[begin:end], self.begins[begin:end] - first, self.times[first:behind])
+
+    def blocks(self, size: int = BLOCK) -> Iterator[ByUser]:
+        """The events in blocks of about so many, each with all of its users'."""
+        cuts = self.begins.searchsorted(np.arange(size, len(self.times), size))
+        for first, behind in pairwise(np.unique([0, *cuts.tolist(), len(self.users)]).tolist()):
+            begin = int(self.begins[first])
+            end = int(self.begins[behind]) if behind < len(self.users) else len(self.times)
+            yield ByUser(self.users[first:behind], self.begins[first:behind] - begin, self.times[begin:end])
 
     def _with(self, begins: Int64, times: Int64) -> ByUser:
         """Of the same users, whose events now begin there: without those who have none."""

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 
 import numpy as np
 
-from heap_extension.kernels.events import ByUser, Events, Int64, OnPages, changes, nothing
+from heap_extension.kernels.events import ByUser, Events, Int64, OnPages, nothing
 from heap_extension.kernels.page_stamps import Database, changing_pages, page_stamps
 
 __all__ = ["PACK_ROWS", "Packs", "condition_digest", "decoded", "encoded", "make_pack"]
@@ -249,24 +249,20 @@ class Packs:
 
     def by_user(
         self, condition: str, table: str, first_user: int, last_user: int, without: Int64 | None = None
-    ) -> ByUser:
-        """As `events`, of which the users are not wanted one by one.
+    ) -> Iterator[ByUser]:
+        """As `events`, of which the users are not wanted one by one: part by part. A user whose events do not fit into
+        one of them is in the next, too.
 
         Args:
             without: int64[n, 2]: ranges of pages whose events are left out.
         """
         columns = f"users, counts, times{'' if without is None else ', pages'}"
-        parts = self._parts(condition, table, first_user, last_user, columns)
-        if not parts:
-            return ByUser.of(nothing())
-        users, counts = (np.concatenate([decoded(part[name]) for part in parts]) for name in ("users", "counts"))
-        new = changes(users)  # a user whose events do not fit into one part is in two of them
-        users, counts = users[new], np.add.reduceat(counts, new)
-        ends = np.cumsum(counts)
-        found = ByUser(users, ends - counts, _decoded_parts(parts, "times"))
-        if without is not None:
-            found = found.without(OnPages.of(_decoded_parts(parts, "pages")).inside(without))
-        return found.between(first_user, last_user)
+        for part in self._parts(condition, table, first_user, last_user, columns):
+            counts = decoded(part["counts"])
+            found = ByUser(decoded(part["users"]), np.cumsum(counts) - counts, decoded(part["times"]))
+            if without is not None:
+                found = found.without(OnPages.of(decoded(part["pages"])).inside(without))
+            yield found.between(first_user, last_user)
 
     def _parts(
         self, condition: str, table: str, first_user: int, last_user: int, columns: str

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence, Set
 
 import numpy as np
 
-from heap_extension.kernels.activity import bucket_numbers
+from heap_extension.kernels.activity import Buckets
 from heap_extension.kernels.events import Int64
 from heap_extension.kernels.population import Coded, Population, PopulationAsked
 from heap_extension.kernels.shard import NULL, Database, Selection, Shard, Users
@@ -83,7 +83,7 @@ def _counted(
     groups = population.groups(found.users, own)
     if groups is not None and asked["top"] is not None:
         groups = _folded(groups, {tuple(group) for group in asked["top"]})
-    buckets = bucket_numbers(found.firsts, np.array(asked["bounds"], np.int64))
+    buckets = Buckets(np.array(asked["bounds"], np.int64)).of(found.firsts)
     counts, lasting = counted(found, buckets, None if groups is None else groups.codes)
     for bucket, group, numbers, durations in zip(
         counts.buckets.tolist(), counts.groups.tolist(), counts.values.tolist(), lasting, strict=True

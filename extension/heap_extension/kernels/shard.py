@@ -400,32 +400,36 @@ class Shard:
             return []
         return self._runs_of(selection["scans"][0], selection, users)
 
-    def by_user(self, selection: Selection, users: Users | Periods | None = None) -> Iterator[ByUser]:
-        """As `runs`, of which the users are not wanted one by one; two runs may have instants in common, but no event.
+    def by_user(self, selection: Selection, users: Users | Periods | None = None) -> Iterator[Iterable[ByUser]]:
+        """As `runs`, of which the users are not wanted one by one: each in blocks, which fit into a processor's cache.
+        Two runs may have instants in common, but no event; two blocks of a run the user who is the last of one.
 
         Args:
             users: whose; None for everybody's.
         """
         if len(selection["scans"]) > 1 or selection["first_since"] is not None or not isinstance(users, Between):
-            yield from map(ByUser.of, self.runs(selection, users))
+            for run in self.runs(selection, users):
+                yield ByUser.of(run).blocks()
             return
         (scan,) = selection["scans"]
         condition = self._text(scan["where"])
         parts, _ = self._filled(scan, selection)
         packed = self._usable_packs(parts, scan, selection)
+
+        def inside(block: ByUser) -> ByUser:
+            there = (block.times >= selection["start"]) & (block.times < selection["end"])
+            return block.at(np.flatnonzero(there))
+
         for part in parts:
             settled = self._settled_of([part], scan, selection)
             if part.table in packed:
-                found = self._packs_beside().by_user(condition, part.table, *users)
+                blocks = self._packs_beside().by_user(condition, part.table, *users)
             elif settled is not None:
-                found = self._packs_beside().by_user(condition, part.table, *users, without=settled.ranges)
-                yield ByUser.of(_within(_between(settled.matching[condition], users), part, selection, None))
+                yield ByUser.of(_within(_between(settled.matching[condition], users), part, selection, None)).blocks()
+                blocks = self._packs_beside().by_user(condition, part.table, *users, without=settled.ranges)
             else:
-                found = ByUser.of(self._run(part, scan, selection, users))
-            if not part.is_inside(selection):
-                there = (found.times >= selection["start"]) & (found.times < selection["end"])
-                found = found.at(np.flatnonzero(there))
-            yield found
+                blocks = ByUser.of(self._run(part, scan, selection, users)).blocks()
+            yield blocks if part.is_inside(selection) else map(inside, blocks)
 
     def grouped(
         self, selection: Selection, by: Sequence[str], aggregates: Sequence[str], users: Users | Periods | None = None

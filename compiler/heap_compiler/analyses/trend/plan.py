@@ -13,7 +13,7 @@ from sqlglot import exp
 
 from heap_compiler import syntax
 from heap_compiler.bind import Binder
-from heap_compiler.bound import BoundEvent, Choice, GroupKey
+from heap_compiler.bound import EVERY_EVENT, BoundEvent, Choice, GroupKey
 from heap_compiler.catalog import Catalog
 from heap_compiler.errors import HeapError
 from heap_compiler.passes.choose_strategy import COUNTING_COST, NUMBER_COST, choose_counting
@@ -152,7 +152,12 @@ def _of_users(measures: Iterable[TrendMeasure]) -> bool:
 
 
 def _is_packable(measure: TrendMeasure) -> bool:
-    return all(alternative.whole is not None for alternative in measure.event.alternatives)
+    """Whether nothing is asked but definitions that have indexes, which somebody has counted, and `any`."""
+    return all(
+        alternative.whole == EVERY_EVENT.name
+        or (alternative.whole is not None and alternative.matching_events is not None)
+        for alternative in measure.event.alternatives
+    )
 
 
 _MAX_SERIES = 50
