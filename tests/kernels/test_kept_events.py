@@ -65,6 +65,9 @@ def test_what_was_asked_for_longest_ago_goes_first() -> None:
     assert kept.size < 2 * 15_000 + 1_000
     kept.limit(16_000)
     assert [name for name in "abcd" if kept.find(_key(name), _STAMPS, _unread) is not None] == ["a", "d"]
+    kept.limit(-1)
+    kept.keep(_key("a"), _STAMPS, _events(10))
+    assert kept.size == 0
 
 
 def test_nobody_changes_what_is_kept() -> None:

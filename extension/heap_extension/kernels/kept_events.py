@@ -74,8 +74,8 @@ class KeptEvents:
         """Bytes, about."""
 
     def limit(self, max_bytes: int) -> None:
-        """Sets how much is kept at most; what is more goes."""
-        self._max_bytes = max_bytes
+        """Sets how much is kept at most, nothing if that is less than 0; what is more goes."""
+        self._max_bytes = max(max_bytes, 0)
         self._make_room()
 
     def holds(self, events: int) -> bool:
