@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import class_row
 
-from heap_compiler.strategies.kernels import SLICE
 from heap_extension.kernels.packs import decoded, encoded
 from heap_extension.maintain import Maintainer
 from heap_extension.maintain.execute import execute
 from heap_extension.maintain.nodes import connect_node
 from heap_extension.maintain.work import PackRow, Wanted, pack_work
 from tests import oracle
+from tests.slices import in_slices
 
 _APP = "packed"
 _WINDOW = timedelta(days=25)
@@ -363,12 +363,10 @@ def test_packs_have_events_in_many_parts(packed: str, asked: psycopg.Connection[
             with asked.transaction():
                 statement = f"trend {counted} by week from {days}"
                 (query,) = asked.execute("SELECT heap.sql(%s)", (statement,)).fetchone() or ("",)
-                sliced, count = re.subn(rf'"slice": ?{SLICE}\b', '"slice": 10000', query)
-                assert count
-                in_slices = asked.execute(sliced).fetchall()
+                by_slices = asked.execute(in_slices(query)).fetchall()
                 asked.execute("SET LOCAL heap.strategy = 'merge'")
                 (query,) = asked.execute("SELECT heap.sql(%s)", (statement,)).fetchone() or ("",)
-                assert sorted(in_slices, key=str) == sorted(asked.execute(query).fetchall(), key=str), statement
+                assert sorted(by_slices, key=str) == sorted(asked.execute(query).fetchall(), key=str), statement
 
 
 def test_who_looks_up_again_and_again_reads_the_pack(packed: str, asked: psycopg.Connection[Any]) -> None:

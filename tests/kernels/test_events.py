@@ -127,7 +127,7 @@ def test_times_by_user_follow_their_users(keys: set[Key], data: st.DataObject) -
     assert _rows_of(by_user.at(np.flatnonzero(~positions))) == kept
     assert _rows_of(by_user.without(np.flatnonzero(positions))) == kept
     first, last = sorted(data.draw(st.tuples(*[st.sampled_from([-(2**63), -2, -1, 0, 7, 2**63 - 1])] * 2)))
-    assert _rows_of(by_user.between(first, last)) == [row for row in found if first <= row[0] <= last]
+    assert _rows_of(by_user.of_range(first, last)) == [row for row in found if first <= row[0] <= last]
 
 
 def _rows_of(found: events.ByUser) -> list[tuple[int, int]]:

@@ -15,14 +15,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from heap_extension.kernels.events import ByUser, Int64
+from heap_extension.kernels.events import ByUser, Int64, differs
 
 __all__ = [
-    "Activity", "Buckets", "Cells", "Cohorts", "Counts", "Follow", "active", "cohorts", "differs", "lifecycle",
+    "Activity", "Buckets", "Cells", "Cohorts", "Counts", "Follow", "active", "cohorts", "lifecycle",
     "numbered_cells", "retention", "stickiness", "trend", "trend_of_runs",
 ]  # fmt: skip
-
-Bool = npt.NDArray[np.bool_]
 
 _MAX_TABLE = 1 << 20
 """Longest table that buckets are looked up in: more than a century of hours."""
@@ -305,13 +303,6 @@ def _periods(start: Int64, units: Int64, follow: Follow) -> tuple[Int64, Int64]:
 def _ranks(values: Int64) -> Int64:
     """The rank of each of the rising values among the distinct ones, from 0."""
     return np.cumsum(differs(values)) - 1
-
-
-def differs(values: Int64) -> Bool:
-    """Which values differ from the one before; the first does."""
-    changes = np.ones(len(values), np.bool_)
-    np.not_equal(values[1:], values[:-1], out=changes[1:])
-    return changes
 
 
 class Cells(NamedTuple):

@@ -10,8 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from heap_extension.kernels.activity import Bool, differs
-from heap_extension.kernels.events import Events, Int64
+from heap_extension.kernels.events import Bool, Events, Int64, differs
 from heap_extension.kernels.population import Coded, Population, PopulationAsked, coded, combined
 from heap_extension.kernels.shard import NULL, Database, Periods, Selection, Shard, Users
 from heap_extension.kernels.spans import EVENTS_PER_SPAN, portions

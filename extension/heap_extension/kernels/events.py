@@ -12,11 +12,13 @@ import numpy.typing as npt
 
 __all__ = [
     "BLOCK",
+    "Bool",
     "ByUser",
     "Events",
     "Int64",
     "OnPages",
     "changes",
+    "differs",
     "in_order",
     "joined",
     "nothing",
@@ -27,6 +29,7 @@ __all__ = [
 BLOCK = 65_536
 """Events whose arrays fit into a processor's cache: each takes 512 kB."""
 
+Bool = npt.NDArray[np.bool_]
 Int64 = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
 
@@ -111,6 +114,12 @@ class Events:
         pages = None if self.pages is None else self.pages.between(first, last)
         return Events(self.users[first:last], self.times[first:last], lambda: self.ids[first:last], values, pages)
 
+    def of_range(self, first_user: int, last_user: int) -> Events:
+        """The events of the users from one to another, both included."""
+        begin = int(self.users.searchsorted(first_user, side="left"))
+        end = int(self.users.searchsorted(last_user, side="right"))
+        return self if begin == 0 and end == len(self.users) else self.between(begin, end)
+
     def of(self, users: Int64) -> Events:
         """The events of these users."""
         begins = changes(self.users)
@@ -159,7 +168,7 @@ class ByUser(NamedTuple):
             return self
         return self._with(self.begins - positions.searchsorted(self.begins), np.delete(self.times, positions))
 
-    def between(self, first_user: int, last_user: int) -> ByUser:
+    def of_range(self, first_user: int, last_user: int) -> ByUser:
         """The events of the users from one to another, both included."""
         begin = int(self.users.searchsorted(first_user, side="left"))
         end = int(self.users.searchsorted(last_user, side="right"))
@@ -182,11 +191,16 @@ class ByUser(NamedTuple):
         return ByUser(self.users[kept], begins[kept], times)
 
 
+def differs(values: Int64) -> Bool:
+    """Which values differ from the one before; the first does."""
+    changes = np.ones(len(values), np.bool_)
+    np.not_equal(values[1:], values[:-1], out=changes[1:])
+    return changes
+
+
 def changes(values: Int64) -> Int64:
     """The positions at which a rising array has a new value."""
-    new = np.ones(len(values), np.bool_)
-    np.not_equal(values[1:], values[:-1], out=new[1:])
-    return new.nonzero()[0]
+    return differs(values).nonzero()[0]
 
 
 def nothing(values: int = 0) -> Events:
@@ -297,10 +311,10 @@ def _by_time(users: Int64, times: Int64) -> Int64:
     """The positions in the order of users, who rise already, and times: sorted as one number, if 64 bits are enough."""
     base = int(times.min())
     stretch = int(times.max()) - base + 1
-    new = np.append(True, users[1:] != users[:-1])
+    new = differs(users)
     if int(np.count_nonzero(new)) * stretch >= 2**63:
         return np.lexsort((times, users))
-    places = np.cumsum(new)
+    places: Int64 = np.cumsum(new, dtype=np.int64)
     places -= 1
     places *= stretch
     places += times - base

@@ -51,39 +51,13 @@ def encoded(values: Int64) -> bytes:
     return bytes(_HEADER.pack(int(base) % 2**64, unit, width) + differences.astype(f"<u{width}").tobytes())
 
 
-def decoded(data: bytes, out: Int64 | None = None) -> Int64:
-    """The numbers of `encoded`.
-
-    Args:
-        out: an array of that length that they go to.
-    """
+def decoded(data: bytes) -> Int64:
+    """The numbers of `encoded`."""
     base, unit, width = _HEADER.unpack_from(data)
-    multiples = np.frombuffer(data, f"<u{width}", offset=_HEADER.size)
-    values = np.empty(len(multiples), np.int64) if out is None else out
-    values[...] = multiples
+    values = np.frombuffer(data, f"<u{width}", offset=_HEADER.size).astype(np.int64)
     if unit > 1:
         values *= np.uint64(unit).astype(np.int64)
     values += np.uint64(base).astype(np.int64)
-    return values
-
-
-def _decoded_parts(parts: Sequence[Mapping[str, Any]], column: str) -> Int64:
-    """A column of all parts, one after the other; each is decoded in its place, as it fits into a processor's cache."""
-    values = np.empty(sum(part["events"] for part in parts), np.int64)
-    end = 0
-    for part in parts:
-        begin, end = end, end + part["events"]
-        decoded(part[column], values[begin:end])
-    return values
-
-
-def _decoded_users(parts: Sequence[Mapping[str, Any]]) -> Int64:
-    """As `_decoded_parts`, of users, of whom each part has every one once and how many events are theirs."""
-    values = np.empty(sum(part["events"] for part in parts), np.int64)
-    end = 0
-    for part in parts:
-        begin, end = end, end + part["events"]
-        values[begin:end] = np.repeat(decoded(part["users"]), decoded(part["counts"]))
     return values
 
 
@@ -240,12 +214,16 @@ class Packs:
         parts = self._parts(*asked, f"users, counts, times{', pages' if with_pages else ''}")
         if not parts:
             return nothing()
-        users, times = _decoded_users(parts), _decoded_parts(parts, "times")
-        found = Events(users, times, lambda: _decoded_parts(self._parts(*asked, "event_ids"), "event_ids"))
+        users = _in_place(parts, lambda part: np.repeat(decoded(part["users"]), decoded(part["counts"])))
+        times = _in_place(parts, lambda part: decoded(part["times"]))
+
+        def read_ids() -> Int64:
+            return _in_place(self._parts(*asked, "event_ids"), lambda part: decoded(part["event_ids"]))
+
+        found = Events(users, times, read_ids)
         if with_pages:
-            found.pages = OnPages.of(_decoded_parts(parts, "pages"))
-        begin, end = users.searchsorted(first_user, side="left"), users.searchsorted(last_user, side="right")
-        return found if begin == 0 and end == len(users) else found.between(int(begin), int(end))
+            found.pages = OnPages.of(_in_place(parts, lambda part: decoded(part["pages"])))
+        return found.of_range(first_user, last_user)
 
     def by_user(
         self, condition: str, table: str, first_user: int, last_user: int, without: Int64 | None = None
@@ -262,7 +240,7 @@ class Packs:
             found = ByUser(decoded(part["users"]), np.cumsum(counts) - counts, decoded(part["times"]))
             if without is not None:
                 found = found.without(OnPages.of(decoded(part["pages"])).inside(without))
-            yield found.between(first_user, last_user)
+            yield found.of_range(first_user, last_user)
 
     def _parts(
         self, condition: str, table: str, first_user: int, last_user: int, columns: str
@@ -281,6 +259,16 @@ class Packs:
         )
         key = [condition_digest(condition), _relation(table), first_user, last_user]
         return list(self._run(query, ["text", "text", "int8", "int8"], key)) if parts else []
+
+
+def _in_place(parts: Sequence[Mapping[str, Any]], of_part: Callable[[Mapping[str, Any]], Int64]) -> Int64:
+    """A number for each event of the parts, which goes to its place part by part: one fits into a processor's cache."""
+    values = np.empty(sum(part["events"] for part in parts), np.int64)
+    end = 0
+    for part in parts:
+        begin, end = end, end + part["events"]
+        values[begin:end] = of_part(part)
+    return values
 
 
 def _relation(table: str) -> str:

@@ -425,7 +425,7 @@ class Shard:
             if part.table in packed:
                 blocks = self._packs_beside().by_user(condition, part.table, *users)
             elif settled is not None:
-                yield ByUser.of(_within(_between(settled.matching[condition], users), part, selection, None)).blocks()
+                yield ByUser.of(_within(settled.matching[condition].of_range(*users), part, selection, None)).blocks()
                 blocks = self._packs_beside().by_user(condition, part.table, *users, without=settled.ranges)
             else:
                 blocks = ByUser.of(self._run(part, scan, selection, users)).blocks()
@@ -717,7 +717,7 @@ class Shard:
         first, last = users if isinstance(users, Between) else (_LEAST, _GREATEST)
         rows = settled.matching[self._text(scan["where"])]
         if isinstance(users, Between):
-            rows = _between(rows, users)
+            rows = rows.of_range(*users)
         elif users is not None and _are_few(users, part, selection, settled.sizes[self._text(scan["where"])]):
             return None
         events = settled.updated(self._settled_events(settled, scan, first, last), rows)
@@ -961,12 +961,6 @@ def _within(events: Events, part: _Part, selection: Selection, users: Users | Pe
     if not part.is_inside(selection):
         events = events.at(np.flatnonzero((events.times >= selection["start"]) & (events.times < selection["end"])))
     return events if users is None or isinstance(users, Between) else events.of_few(_listed(users))
-
-
-def _between(events: Events, users: Between) -> Events:
-    """The events of these users."""
-    begin, behind = events.users.searchsorted(users.first, "left"), events.users.searchsorted(users.last, "right")
-    return events.between(int(begin), int(behind))
 
 
 def _times(selection: Selection) -> list[_Parameter]:

@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from heap_extension.kernels.activity import Bool, Counts, differs, numbered_cells
-from heap_extension.kernels.events import Int64
+from heap_extension.kernels.activity import Counts, numbered_cells
+from heap_extension.kernels.events import Bool, Int64, differs
 
 __all__ = ["EVENTS_PER_SPAN", "NEVER", "Page", "Sessions", "Spans", "counted", "portions", "sessions"]
 

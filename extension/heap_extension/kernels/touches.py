@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from heap_extension.kernels.activity import Bool, differs
-from heap_extension.kernels.events import Int64
+from heap_extension.kernels.events import Bool, Int64, differs
 
 __all__ = ["Conversions", "Found", "Spans", "Touches", "touches_found", "touches_of_events", "touches_of_spans"]
 

@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from heap_extension.kernels.activity import differs
-from heap_extension.kernels.events import Events, Int64, in_order
+from heap_extension.kernels.events import Events, Int64, differs, in_order
 
 __all__ = ["END", "Rule", "Transitions", "Visits", "transitions", "visits"]
 
