@@ -220,3 +220,14 @@ def test_for_users_where_keeps_other_users_out(asked: psycopg.Connection[Any]) -
             "SELECT users FROM heap.funnel(%s)", (f'"Purchase" -> "Viewed" for users where {condition}',)
         ).fetchone()
         assert found == (users,), condition
+
+
+def test_groups_of_a_step_that_nobody_is_on_the_way_to(asked: psycopg.Connection[Any]) -> None:
+    """Of that step no event is read, and so no value."""
+    entry = {"path": "/a", "target_text": None, "hierarchy": None, "country": "DE"}
+    insert(asked, APP, [oracle.Event(1, datetime(2025, 11, 1, tzinfo=UTC), 1, "pageview", None, entry)])
+    statement = '"Viewed a" -> "Purchase" -> "Viewed a" group by country of step 3'
+    for strategy in ("vector", "merge"):
+        asked.execute("SELECT set_config('heap.strategy', %s, true)", (strategy,))
+        found = asked.execute("SELECT group_key, step, users FROM heap.funnel(%s)", (statement,)).fetchall()
+        assert found == [(None, 1, 1), (None, 2, 0), (None, 3, 0)], strategy

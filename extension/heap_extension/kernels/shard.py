@@ -388,17 +388,18 @@ class Shard:
         return found
 
     def runs(self, selection: Selection, users: Users | Periods | None = None) -> list[Events]:
-        """The events of a selection as they were read, in runs that have no instant in common: merging them is left to
-        the caller, who may have to sort them anyway.
+        """The events of a selection as they were read, in one run or more that have no instant in common: merging them
+        is left to the caller, who may have to sort them anyway.
 
         Args:
             users: whose; None for everybody's.
         """
         if len(selection["scans"]) > 1 or selection["first_since"] is not None:
             return [self.events(selection, users)]
-        if users is not None and not isinstance(users, Between) and len(_listed(users)) == 0:
-            return []
-        return self._runs_of(selection["scans"][0], selection, users)
+        runs: list[Events] = []
+        if users is None or isinstance(users, Between) or len(_listed(users)):
+            runs = self._runs_of(selection["scans"][0], selection, users)
+        return runs or [nothing(len(selection["values"]))]
 
     def by_user(self, selection: Selection, users: Users | Periods | None = None) -> Iterator[Iterable[ByUser]]:
         """As `runs`, of which the users are not wanted one by one: each in blocks, which fit into a processor's cache.
