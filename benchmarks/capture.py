@@ -36,15 +36,16 @@ from heap_extension.postgres import find_postgres
 from heap_ingest.broker import Broker, find_kafka
 from heap_ingest.capture.acknowledge import producer_settings
 from heap_ingest.capture.limits import Limits
-from heap_ingest.capture.pack import pack_events
-from heap_ingest.capture.parse import Origin, parse_body, parse_items
+from heap_ingest.capture.pack import Origin
+from heap_ingest.capture.parse import parse_body, parse_items
 from heap_ingest.log import ProducerRecord
 from heap_ingest.messages import CapturedMessage, EventMessage, decode, encode, message_key
 from tests.ingest.capture_server import PARTITIONS, CaptureServer, ensure_key
 from tests.servers import server_folder
 
 _AGENT = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36"
-_BODIES = 20
+_BODIES = 1_000
+"""So many that none comes again within what zstd looks back: a producer's large batches would become small by it."""
 _REQUESTS = ((100, 100), (100, 1), (10, 1), (1, 1))
 _MOST_REQUESTS = 20_000
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -75,11 +76,11 @@ def _event(chance: random.Random, user_id: int) -> dict[str, object]:
 
 def together(batches: list[bytes]) -> list[ProducerRecord]:
     """The messages the server makes of these bodies."""
-    origin = Origin("captured", datetime.now(UTC), ip="127.0.0.1", user_agent=_AGENT)
+    origin = Origin("captured", datetime.now(UTC), ip="127.0.0.1", user_agent=_AGENT, partitions=PARTITIONS)
     records: list[ProducerRecord] = []
     for body in batches:
-        parsed = parse_items(EventMessage, parse_body(body, "events"), origin, Limits())
-        records += pack_events(parsed.events, origin, PARTITIONS, Limits().message_bytes)
+        content = parse_body(body, "events", Limits())
+        records += parse_items(EventMessage, content, origin, Limits()).records
     return records
 
 
@@ -189,7 +190,7 @@ class _Measured:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--clients", type=int, default=64, help="each sends its next request when one is answered")
+    parser.add_argument("--clients", type=int, default=128, help="each sends its next request when one is answered")
     parser.add_argument(
         "--requests", action="append", type=_shape, help="events and users of a request, such as 100:100; several"
     )

@@ -39,8 +39,7 @@ from heap_extension.nodes import create_extension
 from heap_extension.postgres import find_postgres
 from heap_ingest.broker import Broker, find_kafka
 from heap_ingest.capture.limits import Limits
-from heap_ingest.capture.pack import pack_events
-from heap_ingest.capture.parse import Origin
+from heap_ingest.capture.pack import Origin, pack_events
 from heap_ingest.demo import is_ready
 from heap_ingest.log import ProducerRecord, Sender
 from heap_ingest.messages import EventMessage, encode, message_key
@@ -167,9 +166,8 @@ def _send(broker: Broker, rows: int, request: int) -> int:
         if request == 1:
             records = [ProducerRecord(message_key(_APP, event.user_id), encode(event)) for event in events]
         else:
-            origin = Origin(_APP, now, ip="192.0.2.1", user_agent=agent)
-            parts = [(event.user_id, encode(captured(event))) for event in events]
-            records = list(pack_events(parts, origin, _PARTITIONS, Limits().message_bytes))
+            origin = Origin(_APP, now, ip="192.0.2.1", user_agent=agent, partitions=_PARTITIONS)
+            records = pack_events([captured(event) for event in events], origin, Limits().message_bytes).records
         for record in records:
             sender.send(_TOPIC, record.value, record.key)  # in which partition, makes no difference here
         sent += len(records)

@@ -14,8 +14,7 @@ from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 
 from heap_ingest.broker import Broker
-from heap_ingest.capture.pack import pack_events
-from heap_ingest.capture.parse import Origin
+from heap_ingest.capture.pack import Origin, pack_events
 from heap_ingest.messages import (
     CapturedEvent,
     CapturedMessage,
@@ -80,9 +79,10 @@ class Log:
     def send_together(self, messages: Iterable[EventMessage]) -> None:
         """Sends events of one app as the capture server does those of one request: several in a message."""
         sent = list(messages)
-        parts = [(event.user_id, encode(captured(event))) for event in sent]
-        origin = Origin(sent[0].app, sent[0].received_at)
-        for key, value, partition in pack_events(parts, origin, self.partitions, 4_000):
+        origin = Origin(sent[0].app, sent[0].received_at, partitions=self.partitions)
+        packed = pack_events([captured(event) for event in sent], origin, 4_000)
+        assert not packed.too_large
+        for key, value, partition in packed.records:
             ids = [event.event_id for event in unpacked(value) if isinstance(event, EventMessage)]
 
             def delivered(error: KafkaError | None, _: KafkaMessage, ids: list[int] = ids) -> None:

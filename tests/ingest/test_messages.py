@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from heap_extension.command import app as command_line
-from heap_ingest.capture.pack import pack_events
-from heap_ingest.capture.parse import Origin
+from heap_ingest.capture.pack import Origin, pack_events
 from heap_ingest.messages import (
     CapturedEvent,
     CapturedMessage,
@@ -57,27 +56,32 @@ _COMMON = ("user_id", "time", "event_id", "type", "session_id")
 
 @given(given_events=_EVENTS, partitions=st.none() | st.integers(1, 9), size=st.integers(1, 2_000) | st.just(1_000_000))
 def test_what_is_packed_is_what_is_read(given_events: list[CapturedEvent], partitions: int | None, size: int) -> None:
-    packed = list(pack_events([(e.user_id, encode(e)) for e in given_events], _ORIGIN, partitions, size))
+    packed = pack_events(given_events, _ORIGIN._replace(partitions=partitions), size)
+    large = [event for event, _ in packed.too_large]
+    assert [number for _, number in packed.too_large] == [len(encode(event)) for event in large]
+    assert sorted(map(id, large)) == sorted(id(event) for event in given_events if len(encode(event)) > size)
     of_user: defaultdict[int, list[CapturedEvent]] = defaultdict(list)
     places: defaultdict[int, set[tuple[bytes | None, int]]] = defaultdict(set)
-    for key, value, partition in packed:
+    for key, value, partition in packed.records:
         message = decode(value)
         assert isinstance(message, CapturedMessage)
         assert message == CapturedMessage(
             app="shop", received_at=NOON, ip="192.0.2.1", user_agent='a "browser"', events=message.events
         )
-        assert len(message.events) == 1 or len(msgspec.json.encode(message.events)) - 2 <= size
+        assert len(msgspec.json.encode(message.events)) - 2 <= size
         for event in message.events:
             of_user[event.user_id].append(event)
             places[event.user_id].add((key, partition))
+    users = len({event.user_id for event in given_events})
     for user_id, found in of_user.items():
-        assert found == [event for event in given_events if event.user_id == user_id], "in their order"
+        rest = [event for event in given_events if event.user_id == user_id and len(encode(event)) <= size]
+        assert found == rest, "in their order"
         own = message_key("shop", user_id)
-        expected = (own, -1) if partitions is None or len(of_user) == 1 else (None, find_partition(own, partitions))
+        expected = (own, -1) if partitions is None or users == 1 else (None, find_partition(own, partitions))
         assert places[user_id] == {expected}
-    assert sum(map(len, of_user.values())) == len(given_events)
+    assert sum(map(len, of_user.values())) + len(large) == len(given_events)
     if size == 1_000_000:
-        assert len(packed) <= (partitions or len(of_user))
+        assert len(packed.records) <= (partitions or len(of_user))
 
 
 @given(given_events=_EVENTS)

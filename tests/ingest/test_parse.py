@@ -16,11 +16,10 @@ from heap_extension.importer import FileReader, ImportMapping, Rejections
 from heap_extension.load import LOADED_COLUMNS
 from heap_extension.user_ids import hash_bigint
 from heap_ingest.capture.limits import Limits
-from heap_ingest.capture.pack import pack_events
+from heap_ingest.capture.pack import Origin
 from heap_ingest.capture.parse import (
     COLUMNS,
     Body,
-    Origin,
     Parsed,
     RefusedError,
     _EventReader,
@@ -39,14 +38,13 @@ NOON = "2026-03-01T11:59:00Z"
 def _parse(content: Any, kind: type[Message] = EventMessage, **origin: Any) -> Parsed:
     listed = {EventMessage: "events", UserMessage: "users"}.get(kind)
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
-    return parse_items(kind, parse_body(body, listed), Origin("shop", NOW, **origin), Limits())
+    return parse_items(kind, parse_body(body, listed, Limits()), Origin("shop", NOW, partitions=1, **origin), Limits())
 
 
 def _taken(parsed: Parsed) -> list[EventMessage]:
-    """The events as the sink reads them."""
-    head = b'{"kind":"captured","app":"shop","received_at":"2026-03-01T12:00:00Z","events":['
-    messages = [unpacked(head + value + b"]}") for _, value in parsed.events]
-    return [event for (event,) in messages if isinstance(event, EventMessage)]
+    """The events as the sink reads them, in their order."""
+    messages = [message for record in parsed.records for message in unpacked(record.value)]
+    return [message for message in messages if isinstance(message, EventMessage)]
 
 
 def _events(*events: dict[str, Any], **origin: Any) -> list[EventMessage]:
@@ -62,7 +60,7 @@ def _event(**fields: Any) -> EventMessage:
 
 def _error(**fields: Any) -> str:
     parsed = _parse({"events": [{"type": "click", "user_id": 1, "time": NOON, **fields}]})
-    assert parsed.events == []
+    assert parsed.records == []
     (rejection,) = parsed.rejected
     return rejection.error
 
@@ -164,7 +162,6 @@ def _alike_together_and_alone(events: list[dict[str, Any]], correction: timedelt
     assert together.rejected == alone.rejected
     assert _taken(together) == _taken(alone)
     assert together.redacted == alone.redacted
-    assert [user_id for user_id, _ in together.events] == [event.user_id for event in _taken(alone)]
 
 
 @pytest.mark.parametrize("odd", _ODD)
@@ -194,26 +191,25 @@ def test_numbers_of_one_hash_cost_no_more_than_others() -> None:
     chosen = [{str(n): (n + 250 * event + 9) * (2**61 - 1) for n in range(250)} for event in range(80)]
     events = [{"type": "click", "user_id": 1, "time": NOON, "properties": properties} for properties in chosen]
     started = process_time()
-    assert len(_parse({"events": events}).events) == 80
+    assert len(_taken(_parse({"events": events}))) == 80
     assert process_time() - started < 1
 
 
 @given(events=st.lists(_USUAL.filter(lambda event: event.get("properties") != {}), min_size=1, max_size=5))
 def test_usual_events_are_taken_together(events: list[dict[str, Any]]) -> None:
     """What would be right one by one, too, only slower: nothing of them may need that."""
-    body = parse_body(json.dumps({"events": events}).encode(), "events")
+    body = parse_body(json.dumps({"events": events}).encode(), "events", Limits())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_EventReader, "message", None)
-        assert len(parse_items(EventMessage, body, Origin("shop", NOW), Limits()).events) == len(events)
+        assert len(_taken(parse_items(EventMessage, body, Origin("shop", NOW), Limits()))) == len(events)
 
 
 @given(events=st.lists(_FIELDS.map(lambda event: {**event, "event_id": None}), min_size=1, max_size=6))
 def test_the_same_request_makes_the_same_ids(events: list[dict[str, Any]]) -> None:
-    later = Origin("shop", NOW + timedelta(minutes=3), ip="10.0.0.1")
+    later = Origin("shop", NOW + timedelta(minutes=3), ip="10.0.0.1", partitions=1)
     first = _events(*events, *events)
-    again = parse_items(
-        EventMessage, parse_body(json.dumps({"events": events * 2}).encode(), "events"), later, Limits()
-    )
+    body = parse_body(json.dumps({"events": events * 2}).encode(), "events", Limits())
+    again = parse_items(EventMessage, body, later, Limits())
     keys = [(event.user_id, event.time, event.event_id) for event in first]
     assert keys == [(event.user_id, event.time, event.event_id) for event in _taken(again)]
     assert len(set(keys)) == 2 * len(events), "equal events of one batch are different events"
@@ -228,9 +224,8 @@ def test_events_of_one_instant_keep_their_order() -> None:
 
 def test_the_request_says_which_app_and_when_and_the_address_is_kept_where_it_may_be() -> None:
     origin = Origin("shop", NOW, ip="10.1.2.3", user_agent="Mozilla/5.0")
-    body = parse_body(b'{"events": [{"type": "x", "anonymous_id": "me"}]}', "events")
-    parsed = parse_items(EventMessage, body, origin, Limits())
-    (record,) = pack_events(parsed.events, origin, None, 1_000)
+    body = parse_body(b'{"events": [{"type": "x", "anonymous_id": "me"}]}', "events", Limits())
+    (record,) = parse_items(EventMessage, body, origin, Limits()).records
     (event,) = unpacked(record.value)
     assert isinstance(event, EventMessage)
     assert event == EventMessage(
@@ -287,7 +282,7 @@ def test_the_good_events_of_a_batch_are_taken_and_the_bad_told_by_index() -> Non
     good = {"type": "x", "user_id": 1, "time": NOON}
     parsed = _parse({"events": [good, 5, {"type": "x"}, good, {}]})
     assert [rejection.index for rejection in parsed.rejected] == [1, 2, 4]
-    assert (len(parsed.events), parsed.items) == (2, 5)
+    assert (len(_taken(parsed)), parsed.items) == (2, 5)
 
 
 @pytest.mark.parametrize(("body", "error"), [
@@ -304,7 +299,7 @@ def test_the_good_events_of_a_batch_are_taken_and_the_bad_told_by_index() -> Non
 ])  # fmt: skip
 def test_what_is_no_batch_is_refused_whole(body: bytes, error: str) -> None:
     with pytest.raises(RefusedError, match=error):
-        parse_body(body, "events")
+        parse_body(body, "events", Limits())
 
 
 def test_half_of_an_emoji_does_not_cost_the_batch() -> None:
@@ -403,7 +398,7 @@ def test_properties_of_users_need_some() -> None:
 @pytest.mark.parametrize(("identity", "person"), [("ann@example.com", hash_bigint("ann@example.com")), ("42", 42)])
 def test_whoever_an_identity_numbers_is_that_person_too(identity: str, person: int) -> None:
     item = {"anonymous_id": "me", "identity": identity, "properties": {"plan": "pro"}, "time": NOON}
-    parsed = parse_identify(parse_body(json.dumps(item).encode(), None), Origin("shop", NOW), Limits())
+    parsed = parse_identify(parse_body(json.dumps(item).encode(), None, Limits()), Origin("shop", NOW), Limits())
     messages = [decode(record.value) for record in parsed.records]
     time = datetime(2026, 3, 1, 11, 59, tzinfo=UTC)
     assert messages == [

@@ -13,10 +13,9 @@ import contextlib
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -28,11 +27,10 @@ from heap_ingest.capture.body import BodyRefusedError, BodySource, Headers, Held
 from heap_ingest.capture.limits import Limits
 from heap_ingest.capture.metrics import Metrics
 from heap_ingest.capture.openapi import openapi_document
-from heap_ingest.capture.pack import pack_events
+from heap_ingest.capture.pack import Origin
 from heap_ingest.capture.parse import (
     COLUMNS,
     Body,
-    Origin,
     Parsed,
     RefusedError,
     Rejection,
@@ -62,8 +60,7 @@ _RETRY_AFTER = 5
 _MAX_BUCKETS = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
+class _Answer(NamedTuple):
     """What is sent back."""
 
     status: int
@@ -81,8 +78,7 @@ class _RefusedRequestError(Exception):
         self.headers = tuple(headers)
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
+class _Request(NamedTuple):
     """A request without its body."""
 
     method: str
@@ -142,7 +138,7 @@ class CaptureApp:
         if scope.proto != "http":
             return
         answer, route = await self._answer(scope, protocol)
-        self.metrics.requests.labels(route, answer.status).inc()
+        self.metrics.answered(route, answer.status).inc()
         headers = [*answer.headers, _ANY_ORIGIN, _EXPOSED]
         if scope.method == "HEAD":
             headers.append(("content-length", str(len(answer.body))))
@@ -205,10 +201,12 @@ class CaptureApp:
             return _Answer(503, _error(message), (_JSON, ("retry-after", str(_RETRY_AFTER)))), route
 
     def _request(self, scope: Any) -> _Request:
-        try:
-            query = dict(parse_qsl(scope.query_string, keep_blank_values=True, max_num_fields=500))
-        except ValueError:
-            raise _RefusedRequestError(400, "the query string cannot be read") from None
+        query: dict[str, str] = {}
+        if scope.query_string:
+            try:
+                query = dict(parse_qsl(scope.query_string, keep_blank_values=True, max_num_fields=500))
+            except ValueError:
+                raise _RefusedRequestError(400, "the query string cannot be read") from None
         return _Request(scope.method, scope.path, query, scope.headers, self._address(scope), datetime.now(UTC))
 
     def _address(self, scope: Any) -> str | None:
@@ -237,7 +235,7 @@ class CaptureApp:
             body = await read_body(source, request.headers, self.limits, held)
             self.metrics.bytes.inc(len(body))
             started = time.monotonic()
-            content = parse_body(body, listed)
+            content = parse_body(body, listed, self.limits)
             del body
             if key is None:
                 if type(content.write_key) is not str:
@@ -259,6 +257,7 @@ class CaptureApp:
             clock_correction(sent_at, clock_offset, request.received_at, self.limits),
             request.client if key.keep_address else None,
             agent[:512] if agent else None,
+            self.acknowledger.partitions,
         )
 
     async def _deliver(
@@ -276,14 +275,10 @@ class CaptureApp:
         if not accepted and parsed.rejected:
             return _Answer(400, _result(0, parsed.rejected, origin, "nothing of it can be taken"))
         if accepted:
-            partitions, message_bytes = self.acknowledger.partitions, self.limits.message_bytes
-            records = [*pack_events(parsed.events, origin, partitions, message_bytes), *parsed.records]
-            messages = len(records)
-            parsed.events.clear()
-            parsed.records.clear()
-            await self.acknowledger.send(records)
-            metrics.accepted.labels(key.app, request.path.strip("/")).inc(accepted)
-            metrics.messages.labels(key.app).inc(messages)
+            messages = len(parsed.records)
+            await self.acknowledger.send(parsed.records)
+            metrics.accepted_as(key.app, request.path.strip("/")).inc(accepted)
+            metrics.messages_of(key.app).inc(messages)
             metrics.acknowledged.observe(time.monotonic() - started)
         return _Answer(200, _result(accepted, parsed.rejected, origin))
 

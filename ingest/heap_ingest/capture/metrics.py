@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import lru_cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess, values
 
@@ -50,6 +51,11 @@ class Metrics:
         self.keys_age = Gauge(
             "heap_capture_keys_age_seconds", "Since write keys were read", registry=own, multiprocess_mode="livemax"
         )
+
+        # To find a counter by its labels takes longer than to count.
+        self.answered = lru_cache(maxsize=1_000)(self.requests.labels)
+        self.accepted_as = lru_cache(maxsize=10_000)(self.accepted.labels)
+        self.messages_of = lru_cache(maxsize=10_000)(self.messages.labels)
 
     def page(self, refresh: Callable[[], None]) -> bytes:
         """The text that Prometheus reads; `refresh` sets the gauges first."""

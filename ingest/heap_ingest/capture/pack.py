@@ -3,62 +3,96 @@
 from __future__ import annotations
 
 import zlib
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 
-from heap_ingest.capture.parse import Origin
 from heap_ingest.log import ProducerRecord
 from heap_ingest.messages import CapturedMessage, encode, message_key
 
-__all__ = ["pack_events"]
+__all__ = ["Origin", "Packed", "pack_events"]
 
-_END = b"]}"
+_NO_EVENTS = b"[]}"
+_BRACKETS = 2
 
 
-def pack_events(
-    events: Sequence[tuple[int, bytes]], origin: Origin, partitions: int | None, message_bytes: int
-) -> Iterator[ProducerRecord]:
-    """Messages that hold these events. One user's have the user's key; several users' go to their partition without.
+class Origin(NamedTuple):
+    """What the server knows of a request beside its body.
+
+    Attributes:
+        app: of the write key.
+        received_at: when it arrived.
+        correction: added to the times in it, see `clock_correction`.
+        ip, user_agent: of the client; None is not kept.
+        partitions: of the log, as far as known.
+    """
+
+    app: str
+    received_at: datetime
+    correction: timedelta = timedelta()
+    ip: str | None = None
+    user_agent: str | None = None
+    partitions: int | None = None
+
+
+@dataclass(slots=True)
+class Packed:
+    """Messages that hold events.
+
+    Attributes:
+        records: the messages.
+        too_large: the events that no message may hold, each with its bytes.
+    """
+
+    records: list[ProducerRecord] = field(default_factory=list)
+    too_large: list[tuple[Any, int]] = field(default_factory=list)
+
+
+def pack_events(events: Sequence[Any], origin: Origin, message_bytes: int) -> Packed:
+    """One user's events have the user's key; several users' go to their partition without. While nobody knows how many
+    there are, each user's go alone.
 
     Args:
-        events: users, and what each did as an encoded event of a `CapturedMessage`.
+        events: what a `CapturedMessage` takes, or is written alike.
         origin: what all events have.
-        partitions: of the log; while that is not known, each user's events go alone.
-        message_bytes: of the events of one message; an event that is larger has its own.
+        message_bytes: of the events of one message.
     """
-    app = origin.app
-    users = {user_id for user_id, _ in events}
-    groups: defaultdict[int, list[bytes]] = defaultdict(list)
-    together: Iterable[tuple[bytes | None, int, list[bytes]]]
-    if len(users) == 1 or partitions is None:
-        for user_id, event in events:
-            groups[user_id].append(event)
-        together = ((message_key(app, user_id), -1, found) for user_id, found in groups.items())
+    app, partitions = origin.app, origin.partitions
+    users = {event.user_id for event in events}
+    together: Sequence[tuple[bytes | None, int, Sequence[Any]]]
+    if len(users) == 1:
+        together = [(message_key(app, *users), -1, events)]
+    elif partitions is None:
+        of_user: dict[int, list[Any]] = {user_id: [] for user_id in users}
+        for event in events:
+            of_user[event.user_id].append(event)
+        together = [(message_key(app, user_id), -1, found) for user_id, found in of_user.items()]
     else:
+        groups: list[list[Any]] = [[] for _ in range(partitions)]
         start = zlib.crc32(f"{app}:".encode())  # `find_partition` of each user's key, without making that
-        for user_id, event in events:
-            groups[zlib.crc32(b"%d" % user_id, start) % partitions].append(event)
-        together = ((None, partition, found) for partition, found in groups.items())
+        for event in events:
+            groups[zlib.crc32(b"%d" % event.user_id, start) % partitions].append(event)
+        together = [(None, partition, found) for partition, found in enumerate(groups) if found]
     message = CapturedMessage(
         app=app, received_at=origin.received_at, ip=origin.ip, user_agent=origin.user_agent, events=[]
     )
-    head = encode(message).removesuffix(_END)
-    for maybe_key, partition, found in together:
-        for part in _split(found, message_bytes):
-            yield ProducerRecord(maybe_key, b"".join((head, b",".join(part), _END)), partition)
+    head = encode(message).removesuffix(_NO_EVENTS)
+    packed = Packed()
+    for key, partition, found in together:
+        for value in _encoded(found, message_bytes, packed):
+            packed.records.append(ProducerRecord(key, b"".join((head, value, b"}")), partition))
+    return packed
 
 
-def _split(events: list[bytes], size: int) -> Iterator[list[bytes]]:
-    """Stretches of at most so many bytes, with the commas between; an event that is larger is one by itself."""
-    if sum(map(len, events)) + len(events) - 1 <= size:
-        yield events
-        return
-    stretch: list[bytes] = []
-    taken = 0
-    for event in events:
-        if stretch and taken + len(event) > size:
-            yield stretch
-            stretch, taken = [], 0
-        stretch.append(event)
-        taken += len(event) + 1
-    yield stretch
+def _encoded(events: Sequence[Any], size: int, packed: Packed) -> Iterator[bytes]:
+    """JSON arrays of at most so many bytes between their brackets: all events, or those of each half."""
+    value = encode(events)
+    if len(value) <= size + _BRACKETS:
+        yield value
+    elif len(events) == 1:
+        packed.too_large.append((events[0], len(value) - _BRACKETS))
+    else:
+        middle = len(events) // 2
+        yield from _encoded(events[:middle], size, packed)
+        yield from _encoded(events[middle:], size, packed)

@@ -9,28 +9,28 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, compress
 from operator import attrgetter
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import msgspec
 
 from heap_compiler.schema import EVENT_COLUMNS
 from heap_extension.values import RefusedValueError, id_number, stored_json, stored_text, time_instant, user_number
 from heap_ingest.capture.limits import Limits
-from heap_ingest.capture.redact import has_secrets, is_card, is_dropped, is_of_page, redact_event
+from heap_ingest.capture.pack import Origin, pack_events
+from heap_ingest.capture.redact import has_controls, has_secrets, is_card, is_dropped, is_of_page, redact_event
 from heap_ingest.log import ProducerRecord
 from heap_ingest.messages import EventMessage, IdentifyMessage, Message, UserMessage, encode, message_key
 
 __all__ = [
     "COLUMNS",
     "Body",
-    "Origin",
     "Parsed",
     "RefusedError",
     "Rejection",
@@ -62,24 +62,6 @@ class Rejection:
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What the server knows of a request beside its body.
-
-    Attributes:
-        app: of the write key.
-        received_at: when it arrived.
-        correction: added to the times in it, see `clock_correction`.
-        ip, user_agent: of the client; None is not kept.
-    """
-
-    app: str
-    received_at: datetime
-    correction: timedelta = timedelta()
-    ip: str | None = None
-    user_agent: str | None = None
-
-
 @dataclass(slots=True)
 class Parsed:
     """What a request says, ready for the log.
@@ -87,14 +69,12 @@ class Parsed:
     Attributes:
         items: in the request, those rejected among them.
         rejected: what is not taken.
-        events: users, and what each did as an encoded event of a `CapturedMessage`.
-        records: all other messages.
+        records: the messages.
         redacted: fields taken out.
     """
 
     items: int
     rejected: list[Rejection] = field(default_factory=list)
-    events: list[tuple[int, bytes]] = field(default_factory=list)
     records: list[ProducerRecord] = field(default_factory=list)
     redacted: int = 0
 
@@ -127,43 +107,49 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number in JSON")
 
 
-class _Named(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
-    """What an event has beside the columns of its table."""
-
-    type: str | None = None
-    user_id: int | str | None = None
-    anonymous_id: int | str | None = None
-    time: int | float | str | None = None
-    event_id: int | str | None = None
-    session_id: int | str | None = None
-    properties: dict[str, Any] | None = None
+_Number = Annotated[int, msgspec.Meta(ge=_SMALLEST, le=_LARGEST)]
 
 
-_NAMED = frozenset(_Named.__struct_fields__)
+def _event_type(text: Any, name: Any, identifier: Any) -> Any:
+    """The type of an event as most clients send it: read from JSON without a detour, given its ids and its time, and so
+    written as an event of a `CapturedMessage`.
 
-_Event: Any = msgspec.defstruct(
-    "_Event",
-    [(name, str | None, None) for name in EVENT_COLUMNS if name in COLUMNS],
-    bases=(_Named,),
-    omit_defaults=True,
-    forbid_unknown_fields=True,
-    gc=False,
-)
-"""An event as most clients send it: read from JSON without a detour, given its ids and its time, and so written as an
-event of a `CapturedMessage`."""
+    Args:
+        text, name, identifier: of what types its columns, its type and its ids are.
+    """
+    fields = [
+        ("type", name | None, None),
+        ("user_id", identifier | None, None),
+        ("anonymous_id", identifier | None, None),
+        ("time", int | float | str | None, None),
+        ("event_id", identifier | None, None),
+        ("session_id", identifier | None, None),
+        ("properties", dict[str, Any] | None, None),
+        *((column, text | None, None) for column in EVENT_COLUMNS if column in COLUMNS),
+    ]
+    return msgspec.defstruct("_Event", fields, omit_defaults=True, forbid_unknown_fields=True, gc=False)
+
+
+_Event: Any = _event_type(str, str, int | str)
+_NAMED = frozenset(_Event.__struct_fields__) - COLUMNS
+
+
+@lru_cache(maxsize=16)
+def _batch_decoder(text_length: int, name_length: int) -> msgspec.json.Decoder[Any]:
+    """Reads a body whose events are all of known fields, none of them too long or out of bounds."""
+    event: Any = _event_type(
+        Annotated[str, msgspec.Meta(max_length=text_length)],
+        Annotated[str, msgspec.Meta(min_length=1, max_length=name_length)],
+        _Number | Annotated[str, msgspec.Meta(max_length=name_length)],
+    )
+    fields: list[Any] = [("events", list[event]), *((name, Any, None) for name in _ENVELOPE)]
+    return msgspec.json.Decoder(msgspec.defstruct("_Batch", fields, forbid_unknown_fields=True))
+
 
 _get_type, _get_anonymous, _get_properties = map(attrgetter, ("type", "anonymous_id", "properties"))
-_get_kind = attrgetter("type", "target_tag")
 _RESOLVED = {name: attrgetter(name) for name in ("user_id", "time", "event_id", "session_id")}
 """What an event may have in several forms, and its message in one."""
 _NOTHING, _INTEGERS, _TEXTS = {None}, {int}, {str}
-
-_Batch: Any = msgspec.defstruct(
-    "_Batch",
-    [("events", list[_Event]), *((name, Any, None) for name in _ENVELOPE)],
-    forbid_unknown_fields=True,
-)
-_batch_decoder = msgspec.json.Decoder(_Batch)
 
 
 @dataclass(slots=True)
@@ -187,7 +173,7 @@ class Body:
     is_typed: bool = False
 
 
-def parse_body(body: bytes, listed: str | None) -> Body:
+def parse_body(body: bytes, listed: str | None, limits: Limits) -> Body:
     """Reads a body's JSON.
 
     Args:
@@ -200,7 +186,7 @@ def parse_body(body: bytes, listed: str | None) -> Body:
     has_nul = b"\\" in body and rb"\u0000" in body  # to look for one byte is much faster
     if listed == "events" and not has_nul:
         with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # what is wrong is found out below
-            batch = _batch_decoder.decode(body)
+            batch = _batch_decoder(limits.text_length, limits.name_length).decode(body)
             return Body(batch.events, {}, batch.write_key, batch.sent_at, batch.clock_offset, is_typed=True)
     content = parse_json(body)
     if type(content) is list and listed is not None:
@@ -250,14 +236,17 @@ def parse_items(kind: type[Message], body: Body, origin: Origin, limits: Limits)
     """
     reader = _READERS[kind](origin, limits)
     parsed = Parsed(len(body.items))
-    if body.is_typed and isinstance(reader, _EventReader):
-        together = reader.together(body.items)
-        if together is not None:
-            parsed.events = together
-            return parsed
+    if body.is_typed and isinstance(reader, _EventReader) and reader.together(body.items):
+        packed = pack_events(body.items, origin, limits.message_bytes)
+        parsed.records = packed.records
+        for event, size in packed.too_large:
+            index = next(at for at, item in enumerate(body.items) if item is event)
+            parsed.rejected.append(Rejection(index, _too_many_bytes(size, limits)))
+        return parsed
+    events = []
     for index, item in enumerate(body.items):
         try:
-            if type(item) is not _Event:
+            if not isinstance(item, msgspec.Struct):
                 if type(item) is not dict:
                     raise RefusedError("an object is expected")
                 item = {**body.shared, **item}
@@ -268,13 +257,15 @@ def parse_items(kind: type[Message], body: Body, origin: Origin, limits: Limits)
             if len(value) > limits.text_length:
                 reader.check_texts(message)
                 if len(value) > limits.message_bytes:
-                    raise RefusedError(f"{len(value):,} bytes; at most {limits.message_bytes:,} are taken")
-            if type(message) is _Event:
-                parsed.events.append((message.user_id, value))
+                    raise RefusedError(_too_many_bytes(len(value), limits))
+            if kind is EventMessage:
+                events.append(message)
             else:
                 parsed.records.append(ProducerRecord(message_key(message.app, message.user_id), value))
         except (RefusedError, RefusedValueError) as error:
             parsed.rejected.append(Rejection(index, str(error)))
+    if events:
+        parsed.records = pack_events(events, origin, limits.message_bytes).records
     parsed.redacted = reader.redacted
     return parsed
 
@@ -386,19 +377,19 @@ class _EventReader(_Reader):
         super().__init__(origin, limits)
         self._ranks: defaultdict[tuple[int, datetime], int] = defaultdict(int)
 
-    def together(self, events: Sequence[Any]) -> list[tuple[int, bytes]] | None:
-        """All events of a request, just as `message` and `encode` give them one by one; None when they have to be taken
-        one by one, since something is to be rejected, taken out or looked at more closely.
+    def together(self, events: Sequence[Any]) -> bool:
+        """Makes all events of a request what `message` makes of them one by one. If it does not, they are as they were
+        and have to be taken one by one: something is to be rejected, taken out or looked at more closely.
 
-        What there is to ask of an event is asked of all of them at once, by functions that are compiled: asked one by
-        one in Python it would cost several times what it costs to read the JSON.
+        What there is to ask of an event the decoder has asked, or it is asked of all of them at once, by functions that
+        are compiled: asked one by one in Python it would cost several times what it costs to read the JSON.
         """
         if not events:
-            return []
-        limits = self.limits
+            return True
+        types = set(map(_get_type, events))
+        if None in types:
+            return False
         try:
-            if not all(0 < len(event_type) <= limits.name_length for event_type in set(map(_get_type, events))):
-                return None
             if set(map(_get_anonymous, events)) != _NOTHING:
                 for event in events:
                     _settle_anonymous(event)
@@ -411,27 +402,22 @@ class _EventReader(_Reader):
                 self._ids("session", sessions),
             ]
         except (RefusedError, RefusedValueError, TypeError):
-            return None
+            return False
         if None in times and any(
             time is None and event_id is not None for time, event_id in zip(times, resolved[2], strict=True)
         ):
-            return None
-        if has_secrets(events) or not self._are_plain(events):
-            return None
+            return False
+        if has_secrets(events) or not self._are_plain(events, types):
+            return False
         _assign(events, given, resolved)
         if None in resolved[2]:
             for event in events:
                 if event.event_id is None:
                     event.event_id = self._made_id(event)
-        values = list(map(encode, events))
-        if max(map(len, values)) > limits.text_length:  # only then a text in one of them can be too long
-            _assign(events, [None] * len(given), given)
-            self._ranks.clear()
-            return None
-        return list(zip(resolved[0], values, strict=True))
+        return True
 
     def _users(self, given: list[Any]) -> list[int]:
-        if set(map(type, given)) == _INTEGERS and min(given) >= _SMALLEST and max(given) <= _LARGEST:
+        if set(map(type, given)) == _INTEGERS:
             return given
         return [self.user(user, None) for user in given]
 
@@ -447,19 +433,18 @@ class _EventReader(_Reader):
         return [self.time(time) for time in given]
 
     def _ids(self, what: str, given: list[Any]) -> list[Any]:
-        if set(map(type, given)) == _INTEGERS and min(given) >= _SMALLEST and max(given) <= _LARGEST:
+        if set(map(type, given)) == _INTEGERS:
             return given
         return [None if value is None else self._id(what, value) for value in given]
 
-    def _are_plain(self, events: Sequence[Any]) -> bool:
+    def _are_plain(self, events: Sequence[Any], types: Set[str]) -> bool:
         """Whether `properties` has nothing to say about any of theirs. Objects and arrays in them it has to see."""
-        kinds = set(map(_get_kind, events))
-        of_page = {kind for kind in kinds if is_of_page(*kind)}
-        if not of_page or of_page == kinds:
-            return self._are_plain_of(events, bool(of_page))
-        return self._are_plain_of([event for event in events if _get_kind(event) in of_page], True) and (
-            self._are_plain_of([event for event in events if _get_kind(event) not in of_page], False)
-        )
+        if not has_controls(events):  # then the type says of which page, and most often the events are alike
+            of_page = {event_type for event_type in types if is_of_page(event_type, None)}
+            if not of_page or of_page == types:
+                return self._are_plain_of(events, bool(of_page))
+        pages = [is_of_page(event.type, event.target_tag) for event in events]
+        return all(self._are_plain_of(list(compress(events, map(kind.__eq__, pages))), kind) for kind in (True, False))
 
     def _are_plain_of(self, events: Sequence[Any], of_page: bool) -> bool:
         limits = self.limits
@@ -475,10 +460,13 @@ class _EventReader(_Reader):
         kinds = set(map(type, values))
         if dict in kinds or list in kinds:
             return False
-        return not (of_page and str in kinds and is_card("\n".join([text for text in values if type(text) is str])))
+        if str not in kinds:
+            return True
+        texts = {text for text in values if type(text) is str}
+        return max(map(len, texts)) <= limits.text_length and not (of_page and is_card("\n".join(texts)))
 
     def message(self, item: Any) -> Any:
-        event = item if type(item) is _Event else _typed(item)
+        event: Any = item if isinstance(item, msgspec.Struct) else _typed(item)
         limits = self.limits
         event_type, time = event.type, event.time
         if event_type is None or not 0 < len(event_type) <= limits.name_length:
@@ -649,6 +637,10 @@ def _instant(value: Any) -> datetime:
         else:
             return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
     return time_instant(value, UTC)
+
+
+def _too_many_bytes(size: int, limits: Limits) -> str:
+    return f"{size:,} bytes; at most {limits.message_bytes:,} are taken"
 
 
 def _too_long(place: str, text: str, limits: Limits) -> RefusedError:

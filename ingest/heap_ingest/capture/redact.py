@@ -11,7 +11,7 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
-__all__ = ["has_secrets", "is_card", "is_dropped", "is_of_page", "redact_event"]
+__all__ = ["has_controls", "has_secrets", "is_card", "is_dropped", "is_of_page", "redact_event"]
 
 _INTERACTIONS = frozenset(
     {"click", "change", "submit", "input", "focus", "blur", "keydown", "keyup", "keypress", "paste"}
@@ -90,13 +90,18 @@ def has_secrets(events: Sequence[Any]) -> bool:
     hierarchies.discard(None)
     if any("alue=" in hierarchy or "contenteditable" in hierarchy for hierarchy in hierarchies):
         return True
-    if any(map(_is_control, set(map(_get_tag, events)))) and any(
+    if has_controls(events) and any(
         event.target_text is not None and _is_control(event.target_tag) for event in events
     ):
         return True
     addresses = set().union(*map(_get_addresses, events))
     addresses.discard(None)
     return any("=" in address and _PARAMETER.sub(_hide, address) != address for address in addresses)
+
+
+def has_controls(events: Sequence[Any]) -> bool:
+    """Whether any of these events names a form's field."""
+    return any(map(_is_control, set(map(_get_tag, events))))
 
 
 def _hide(parameter: re.Match[str]) -> str:
