@@ -215,6 +215,15 @@ def test_the_same_request_makes_the_same_ids(events: list[dict[str, Any]]) -> No
     assert len(set(keys)) == 2 * len(events), "equal events of one batch are different events"
 
 
+def test_ids_are_made_as_ever() -> None:
+    """Else a request that is sent again after an upgrade makes other rows. Taken together, and one by one."""
+    viewed = {"type": "view", "user_id": 5, "time": 1767323045, "hierarchy": "@a;|"}
+    clicked = {"type": "click", "user_id": "ann", "time": "2026-01-02T03:04:05.123Z", "title": "x", "path": "/a"}
+    clicked |= {"session_id": 4, "properties": {"a": 1, "b": "é"}}
+    for content in ({"events": [viewed, clicked]}, [viewed, clicked]):
+        assert [event.event_id for event in _taken(_parse(content))] == [8_279_480_896_388, 2_513_402_679_908]
+
+
 def test_events_of_one_instant_keep_their_order() -> None:
     same = {"type": "click", "user_id": 1, "time": NOON}
     ids = [event.event_id for event in _events(*({**same, "title": title} for title in "cab"), {**same, "user_id": 2})]
