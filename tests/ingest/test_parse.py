@@ -284,7 +284,15 @@ def test_errors_say_where_and_what_is_expected(fields: dict[str, Any], error: st
 
 
 def test_an_event_that_is_large_in_all_is_refused() -> None:
-    assert _error(properties={str(n): "x" * 8_000 for n in range(10)}).endswith("bytes; at most 65,536 are taken")
+    large = {"properties": {str(n): "x" * 8_000 for n in range(10)}}
+    assert _error(**large).endswith("bytes; at most 65,536 are taken")
+    events = [{"type": "x", "user_id": n % 5, "time": NOON, **(large if n in {2, 3, 7, 10} else {})} for n in range(12)]
+    body = json.dumps({"events": events}).encode()
+    for partitions in (None, 1, 3):
+        origin = Origin("shop", NOW, partitions=partitions)
+        parsed = parse_items(EventMessage, parse_body(body, "events", Limits()), origin, Limits())
+        assert [rejection.index for rejection in parsed.rejected] == [2, 3, 7, 10]
+        assert len(_taken(parsed)) == 8
 
 
 def test_the_good_events_of_a_batch_are_taken_and_the_bad_told_by_index() -> None:

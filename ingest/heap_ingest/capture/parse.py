@@ -239,9 +239,13 @@ def parse_items(kind: type[Message], body: Body, origin: Origin, limits: Limits)
     if body.is_typed and isinstance(reader, _EventReader) and reader.together(body.items):
         packed = pack_events(body.items, origin, limits.message_bytes)
         parsed.records = packed.records
-        for event, size in packed.too_large:
-            index = next(at for at, item in enumerate(body.items) if item is event)
-            parsed.rejected.append(Rejection(index, _too_many_bytes(size, limits)))
+        if packed.too_large:
+            sizes = {id(event): size for event, size in packed.too_large}
+            parsed.rejected = [
+                Rejection(index, _too_many_bytes(sizes[id(event)], limits))
+                for index, event in enumerate(body.items)
+                if id(event) in sizes
+            ]
         return parsed
     events = []
     for index, item in enumerate(body.items):
