@@ -86,7 +86,7 @@ def serve(settings: CaptureSettings) -> None:
         port=settings.port,
         interface=Interfaces.RSGI,
         workers=settings.workers,
-        runtime_mode=RuntimeModes.mt,  # whose threads wake each other with a third of the system calls
+        runtime_mode=RuntimeModes.mt,  # which takes a third of the kernel's time that st takes
         websockets=False,
         backpressure=settings.connections,
         http1_settings=HTTP1Settings(
