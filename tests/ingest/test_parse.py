@@ -38,7 +38,9 @@ NOON = "2026-03-01T11:59:00Z"
 def _parse(content: Any, kind: type[Message] = EventMessage, **origin: Any) -> Parsed:
     listed = {EventMessage: "events", UserMessage: "users"}.get(kind)
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
-    return parse_items(kind, parse_body(body, listed, Limits()), Origin("shop", NOW, partitions=1, **origin), Limits())
+    return parse_items(
+        kind, parse_body(body, listed, Limits()), Origin("shop", NOW, **{"partitions": 1, **origin}), Limits()
+    )
 
 
 def _taken(parsed: Parsed) -> list[EventMessage]:
@@ -287,10 +289,8 @@ def test_an_event_that_is_large_in_all_is_refused() -> None:
     large = {"properties": {str(n): "x" * 8_000 for n in range(10)}}
     assert _error(**large).endswith("bytes; at most 65,536 are taken")
     events = [{"type": "x", "user_id": n % 5, "time": NOON, **(large if n in {2, 3, 7, 10} else {})} for n in range(12)]
-    body = json.dumps({"events": events}).encode()
     for partitions in (None, 1, 3):
-        origin = Origin("shop", NOW, partitions=partitions)
-        parsed = parse_items(EventMessage, parse_body(body, "events", Limits()), origin, Limits())
+        parsed = _parse({"events": events}, partitions=partitions)
         assert [rejection.index for rejection in parsed.rejected] == [2, 3, 7, 10]
         assert len(_taken(parsed)) == 8
 

@@ -138,7 +138,7 @@ class CaptureApp:
         if scope.proto != "http":
             return
         answer, route = await self._answer(scope, protocol)
-        self.metrics.answered(route, answer.status).inc()
+        self.metrics.requests(route, answer.status).inc()
         headers = [*answer.headers, _ANY_ORIGIN, _EXPOSED]
         if scope.method == "HEAD":
             headers.append(("content-length", str(len(answer.body))))
@@ -268,17 +268,17 @@ class CaptureApp:
             raise _RefusedRequestError(429, "more events than this write key may send", retry_after=wait)
         metrics = self.metrics
         if parsed.rejected:
-            metrics.rejected.labels(key.app).inc(len(parsed.rejected))
+            metrics.rejected(key.app).inc(len(parsed.rejected))
         if parsed.redacted:
-            metrics.redacted.labels(key.app).inc(parsed.redacted)
+            metrics.redacted(key.app).inc(parsed.redacted)
         accepted = parsed.items - len(parsed.rejected)
         if not accepted and parsed.rejected:
             return _Answer(400, _result(0, parsed.rejected, origin, "nothing of it can be taken"))
         if accepted:
             messages = len(parsed.records)
             await self.acknowledger.send(parsed.records)
-            metrics.accepted_as(key.app, request.path.strip("/")).inc(accepted)
-            metrics.messages_of(key.app).inc(messages)
+            metrics.accepted(key.app, request.path.strip("/")).inc(accepted)
+            metrics.messages(key.app).inc(messages)
             metrics.acknowledged.observe(time.monotonic() - started)
         return _Answer(200, _result(accepted, parsed.rejected, origin))
 

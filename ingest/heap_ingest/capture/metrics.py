@@ -22,20 +22,18 @@ class Metrics:
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             process = os.getpid()  # asked for once: a system call at every count costs a seventh of a small request
             values.ValueClass = values.MultiProcessValue(lambda: process)  # type: ignore[no-untyped-call]
-        self.requests = Counter("heap_capture_requests", "Requests answered", ["route", "status"], registry=own)
-        self.accepted = Counter(
-            "heap_capture_accepted", "Events and other items acknowledged by Kafka", ["app", "kind"], registry=own
+
+        def by(labels: list[str], name: str, documentation: str) -> Callable[..., Counter]:
+            """The counter of some labels, which are found once: that takes longer than to count."""
+            return lru_cache(maxsize=10_000)(Counter(name, documentation, labels, registry=own).labels)
+
+        self.requests = by(["route", "status"], "heap_capture_requests", "Requests answered")
+        self.accepted = by(["app", "kind"], "heap_capture_accepted", "Events and other items acknowledged by Kafka")
+        self.messages = by(
+            ["app"], "heap_capture_messages", "Messages acknowledged by Kafka; one may hold several events"
         )
-        self.messages = Counter(
-            "heap_capture_messages", "Messages acknowledged by Kafka; one may hold several events", ["app"],
-            registry=own,
-        )  # fmt: skip
-        self.rejected = Counter(
-            "heap_capture_rejected", "Events and other items of batches that were not taken", ["app"], registry=own
-        )
-        self.redacted = Counter(
-            "heap_capture_redacted", "Fields dropped: passwords, cards, what was typed", ["app"], registry=own
-        )
+        self.rejected = by(["app"], "heap_capture_rejected", "Events and other items of batches that were not taken")
+        self.redacted = by(["app"], "heap_capture_redacted", "Fields dropped: passwords, cards, what was typed")
         self.bytes = Counter("heap_capture_bytes", "Bytes of request bodies, unpacked", registry=own)
         self.acknowledged = Histogram(
             "heap_capture_acknowledge_seconds", "From a whole request to Kafka's acknowledgement", buckets=_SECONDS,
@@ -51,11 +49,6 @@ class Metrics:
         self.keys_age = Gauge(
             "heap_capture_keys_age_seconds", "Since write keys were read", registry=own, multiprocess_mode="livemax"
         )
-
-        # To find a counter by its labels takes longer than to count.
-        self.answered = lru_cache(maxsize=1_000)(self.requests.labels)
-        self.accepted_as = lru_cache(maxsize=10_000)(self.accepted.labels)
-        self.messages_of = lru_cache(maxsize=10_000)(self.messages.labels)
 
     def page(self, refresh: Callable[[], None]) -> bytes:
         """The text that Prometheus reads; `refresh` sets the gauges first."""

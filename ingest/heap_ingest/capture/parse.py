@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from itertools import chain, compress
+from itertools import chain
 from operator import attrgetter
 from typing import Annotated, Any, NoReturn
 
@@ -44,6 +44,7 @@ __all__ = [
 COLUMNS = frozenset(EVENT_COLUMNS) - {"user_id", "time", "event_id", "session_id", "type"}
 """Fields of an event that are columns of its table; a field that is none is kept in its properties."""
 
+_COLUMNS = tuple(name for name in EVENT_COLUMNS if name in COLUMNS)
 _ENVELOPE = ("write_key", "sent_at", "clock_offset")
 _SMALLEST, _LARGEST = -(2**63), 2**63 - 1
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
@@ -125,7 +126,7 @@ def _event_type(text: Any, name: Any, identifier: Any) -> Any:
         ("event_id", identifier | None, None),
         ("session_id", identifier | None, None),
         ("properties", dict[str, Any] | None, None),
-        *((column, text | None, None) for column in EVENT_COLUMNS if column in COLUMNS),
+        *((column, text | None, None) for column in _COLUMNS),
     ]
     return msgspec.defstruct("_Event", fields, omit_defaults=True, forbid_unknown_fields=True, gc=False)
 
@@ -146,6 +147,7 @@ def _batch_decoder(text_length: int, name_length: int) -> msgspec.json.Decoder[A
     return msgspec.json.Decoder(msgspec.defstruct("_Batch", fields, forbid_unknown_fields=True))
 
 
+_get_columns = attrgetter(*_COLUMNS)
 _get_type, _get_anonymous, _get_properties = map(attrgetter, ("type", "anonymous_id", "properties"))
 _RESOLVED = {name: attrgetter(name) for name in ("user_id", "time", "event_id", "session_id")}
 """What an event may have in several forms, and its message in one."""
@@ -236,18 +238,30 @@ def parse_items(kind: type[Message], body: Body, origin: Origin, limits: Limits)
     """
     reader = _READERS[kind](origin, limits)
     parsed = Parsed(len(body.items))
+    places: Sequence[int]
     if body.is_typed and isinstance(reader, _EventReader) and reader.together(body.items):
-        packed = pack_events(body.items, origin, limits.message_bytes)
+        places, events = range(len(body.items)), body.items
+    else:
+        places, events = _one_by_one(body, reader, parsed)
+    if events:
+        packed = pack_events(events, origin, limits.message_bytes)
         parsed.records = packed.records
         if packed.too_large:
-            sizes = {id(event): size for event, size in packed.too_large}
-            parsed.rejected = [
-                Rejection(index, _too_many_bytes(sizes[id(event)], limits))
-                for index, event in enumerate(body.items)
-                if id(event) in sizes
-            ]
-        return parsed
-    events = []
+            of_events = {id(event): place for place, event in zip(places, events, strict=True)}
+            for event, size in packed.too_large:
+                parsed.rejected.append(Rejection(of_events[id(event)], str(_too_large(size, limits))))
+            parsed.rejected.sort(key=attrgetter("index"))
+    parsed.redacted = reader.redacted
+    return parsed
+
+
+def _one_by_one(body: Body, reader: _Reader, parsed: Parsed) -> tuple[Sequence[int], Sequence[Any]]:
+    """Reads the items of a body. What is rejected goes to `parsed`, and the messages that are none of events.
+
+    Returns:
+        Of the events, which item each was, and what it became.
+    """
+    places, events = [], []
     for index, item in enumerate(body.items):
         try:
             if not isinstance(item, msgspec.Struct):
@@ -257,21 +271,17 @@ def parse_items(kind: type[Message], body: Body, origin: Origin, limits: Limits)
                 if body.has_nul:
                     stored_json(item)
             message = reader.message(item)
-            value = encode(message)
-            if len(value) > limits.text_length:
-                reader.check_texts(message)
-                if len(value) > limits.message_bytes:
-                    raise RefusedError(_too_many_bytes(len(value), limits))
-            if kind is EventMessage:
+            if isinstance(reader, _EventReader):
+                places.append(index)
                 events.append(message)
-            else:
-                parsed.records.append(ProducerRecord(message_key(message.app, message.user_id), value))
+                continue
+            value = encode(message)
+            if len(value) > reader.limits.message_bytes:
+                raise _too_large(len(value), reader.limits)
+            parsed.records.append(ProducerRecord(message_key(message.app, message.user_id), value))
         except (RefusedError, RefusedValueError) as error:
             parsed.rejected.append(Rejection(index, str(error)))
-    if events:
-        parsed.records = pack_events(events, origin, limits.message_bytes).records
-    parsed.redacted = reader.redacted
-    return parsed
+    return places, events
 
 
 class _Reader:
@@ -291,9 +301,6 @@ class _Reader:
     def message(self, item: Any) -> Any:
         """Raises RefusedError or RefusedValueError: the item cannot be taken."""
         raise NotImplementedError
-
-    def check_texts(self, message: Any) -> None:
-        """Raises RefusedError: a text of a message that is not small is too long."""
 
     def user(self, user: Any, anonymous: Any) -> int:
         if user is None or user == "":
@@ -411,7 +418,8 @@ class _EventReader(_Reader):
             time is None and event_id is not None for time, event_id in zip(times, resolved[2], strict=True)
         ):
             return False
-        if has_secrets(events) or not self._are_plain(events, types):
+        controls = has_controls(events)
+        if has_secrets(events, controls) or not self._are_plain(events, types, controls):
             return False
         _assign(events, given, resolved)
         if None in resolved[2]:
@@ -441,14 +449,16 @@ class _EventReader(_Reader):
             return given
         return [None if value is None else self._id(what, value) for value in given]
 
-    def _are_plain(self, events: Sequence[Any], types: Set[str]) -> bool:
+    def _are_plain(self, events: Sequence[Any], types: Set[str], controls: bool) -> bool:
         """Whether `properties` has nothing to say about any of theirs. Objects and arrays in them it has to see."""
-        if not has_controls(events):  # then the type says of which page, and most often the events are alike
+        if not controls:  # then the type says of which page, and most often the events are alike
             of_page = {event_type for event_type in types if is_of_page(event_type, None)}
             if not of_page or of_page == types:
                 return self._are_plain_of(events, bool(of_page))
-        pages = [is_of_page(event.type, event.target_tag) for event in events]
-        return all(self._are_plain_of(list(compress(events, map(kind.__eq__, pages))), kind) for kind in (True, False))
+        kinds: dict[bool, list[Any]] = {True: [], False: []}
+        for event in events:
+            kinds[is_of_page(event.type, event.target_tag)].append(event)
+        return all(self._are_plain_of(found, of_page) for of_page, found in kinds.items())
 
     def _are_plain_of(self, events: Sequence[Any], of_page: bool) -> bool:
         limits = self.limits
@@ -489,13 +499,14 @@ class _EventReader(_Reader):
             self.properties("properties", event.properties, is_of_page(event_type, event.target_tag))
         if event.event_id is None:
             event.event_id = self._made_id(event)
+        self._check_texts(event)
         return event
 
-    def check_texts(self, message: Any) -> None:
-        for name in COLUMNS:
-            text = getattr(message, name)
-            if text is not None and len(text) > self.limits.text_length:
-                raise _too_long(name, text, self.limits)
+    def _check_texts(self, event: Any) -> None:
+        texts = _get_columns(event)
+        if max(map(len, filter(None, texts)), default=0) > self.limits.text_length:
+            name, text = max(zip(_COLUMNS, texts, strict=True), key=lambda column: len(column[1] or ""))
+            raise _too_long(name, text, self.limits)
 
     def _id(self, what: str, value: Any) -> int | None:
         if type(value) is int:
@@ -643,8 +654,8 @@ def _instant(value: Any) -> datetime:
     return time_instant(value, UTC)
 
 
-def _too_many_bytes(size: int, limits: Limits) -> str:
-    return f"{size:,} bytes; at most {limits.message_bytes:,} are taken"
+def _too_large(size: int, limits: Limits) -> RefusedError:
+    return RefusedError(f"{size:,} bytes; at most {limits.message_bytes:,} are taken")
 
 
 def _too_long(place: str, text: str, limits: Limits) -> RefusedError:

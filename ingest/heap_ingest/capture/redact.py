@@ -80,8 +80,12 @@ def redact_event(event: Any) -> int:
     return changed
 
 
-def has_secrets(events: Sequence[Any]) -> bool:
-    """Whether `redact_event` might change any of these events; it is asked of their different values, which are few."""
+def has_secrets(events: Sequence[Any], controls: bool) -> bool:
+    """Whether `redact_event` might change any of these events; it is asked of their different values, which are few.
+
+    Args:
+        controls: what `has_controls` says of them.
+    """
     texts = set(map(_get_text, events))
     texts.discard(None)
     if is_card("\n".join(texts)):
@@ -90,9 +94,7 @@ def has_secrets(events: Sequence[Any]) -> bool:
     hierarchies.discard(None)
     if any("alue=" in hierarchy or "contenteditable" in hierarchy for hierarchy in hierarchies):
         return True
-    if has_controls(events) and any(
-        event.target_text is not None and _is_control(event.target_tag) for event in events
-    ):
+    if controls and any(event.target_text is not None and _is_control(event.target_tag) for event in events):
         return True
     addresses = set().union(*map(_get_addresses, events))
     addresses.discard(None)
